@@ -114,8 +114,8 @@ def device_of(x: Array) -> str:
     return library_of(x).device_of(x)
 
 
-def device(name: str) -> str:
-    """Check that a device is there and give its full name ("cuda" is "cuda:0").
+def named_device(name: str) -> str:
+    """The full name of a device ("cuda" is "cuda:0"), after a look whether it is there.
 
     name: "cpu", "cuda" or "cuda:N". ArgumentError for another name; DeviceError where the device is missing, with the reason.
     """
@@ -140,7 +140,7 @@ def asarray(x: Any, device: str = "cpu") -> Array:
 
     x: an array of any library, or what numpy.asarray takes. device: "cpu", "cuda:0", ...
     """
-    device = globals()["device"](device)
+    device = named_device(device)
     if is_array(x) and device_of(x) == device:
         return x
     return _by_name[device.partition(":")[0]].asarray(to_numpy(x), device)
@@ -153,7 +153,7 @@ def to_numpy(x: Any) -> np.ndarray:
 
 def synchronize(device: str) -> None:
     """Wait until everything asked of a device is done. On the CPU there is nothing to wait for."""
-    _by_name[globals()["device"](device).partition(":")[0]].synchronize()
+    _by_name[named_device(device).partition(":")[0]].synchronize()
 
 
 def generator(seed: int | np.random.Generator | np.random.SeedSequence | None = None) -> np.random.Generator:
