@@ -127,7 +127,7 @@ def named_device(name: str) -> str:
     if kind == "cuda":
         try:
             count = _by_name["cuda"].xp.cuda.runtime.getDeviceCount()
-        except Exception as error:          # CuPy's own error type is only there with CuPy; its text says which driver or library is missing
+        except Exception as error:          # CuPy's own error type is only there with CuPy
             raise DeviceError(f"{name}: CuPy finds no usable GPU ({error})",
                               hint="Check the driver with nvidia-smi, or use the device cpu.") from None
         if _number(name) >= count:

@@ -1,0 +1,392 @@
+"""Function: one operation with a gradient rule per argument, and Node: what stays in the graph of one call of it.
+
+    class Mul(Function):
+        def forward(self, a, b):            # arrays in, array out
+            return a * b
+
+        # d(ab)/da = b, d(ab)/db = a
+        def grad_a(self, gy, b):
+            return gy * b
+
+        def grad_b(self, gy, a):
+            return gy * a
+
+What a rule names is what is kept: `Mul` keeps b for the gradient of a, and nothing if only constants are multiplied. A rule may name
+`gy` (the gradient of the output y), any input, any output, and any method of the class, which is then computed once a pass. Rules are
+written with operators and minidl's functions only, so that they run on arrays and on Tensors alike: on Tensors the result can be
+differentiated again. `self` holds constants: options, shapes, indices. The walk backward is in autograd.py; no operation is defined here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import os
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, dataclass_transform
+
+import numpy as np
+
+from minidl import backend
+from minidl.backend import Array
+from minidl.errors import (
+    DefinitionError,
+    DeviceError,
+    DtypeError,
+    GraphError,
+    LabelError,
+    MinidlError,
+    NumericsError,
+    ShapeError,
+    layer_path,
+    running,
+)
+from minidl.tensor import Tensor, Watchers, make
+
+PASSING = frozenset({*backend.SCALARS, type(None)})     # arguments that have no device and go through as they are
+HOME = str(Path(__file__).parent) + os.sep
+
+
+@dataclass(frozen=True)
+class Mode:
+    """What is on in this context. None of it changes a result."""
+
+    grad: bool = True               # record the graph
+    numerics: bool = False          # look for NaN and infinity after every operation
+    saved: bool = False             # take checksums of what is kept for the backward pass
+
+
+mode: ContextVar[Mode] = ContextVar("mode", default=Mode())     # noqa: B039   (frozen)
+
+
+@contextmanager
+def switched(**changes: bool) -> Iterator[None]:
+    """Run a block in another mode."""
+    token = mode.set(replace(mode.get(), **changes))
+    try:
+        yield
+    finally:
+        mode.reset(token)
+
+
+class Rule(NamedTuple):
+    """A method and what its signature names."""
+
+    method: Callable[..., Any]
+    names: tuple[str, ...]
+
+
+class Plan:
+    """What the signatures of a Function say, read once per class."""
+
+    def __init__(self, cls: type[Function]):
+        parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
+        self.args = tuple(p.name for p in parameters)
+        self.variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        self.outputs = cls.outputs
+        self.single = len(cls.outputs) == 1
+        self.gradients = tuple("g" + name for name in cls.outputs)
+        self.shared: dict[str, Rule] = {}
+        self._kept: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        self._check_names(cls)
+        self.rules = tuple(self._read(cls, f"grad_{arg}") if hasattr(cls, f"grad_{arg}") else None for arg in self.args)
+        for name in vars(cls):
+            if name.startswith("grad_") and name[5:] not in self.args:
+                raise DefinitionError(f"{cls.__name__}: the rule {name} belongs to no argument of forward",
+                                      hint="A rule is called grad_ and the name of its argument.", forward=self.args)
+
+    def _check_names(self, cls: type[Function]) -> None:
+        taken = set(self.outputs) | set(self.gradients) | {"i"}
+        for arg in self.args:
+            if arg in taken:
+                raise DefinitionError(f"{cls.__name__}: an argument of forward cannot be called {arg!r}",
+                                      hint="In a rule that is the name of an output, of a gradient, or of the argument's number.")
+        if self.variadic and len(self.args) > 1:
+            raise DefinitionError(f"{cls.__name__}: forward takes *{self.args[-1]} beside other arguments",
+                                  hint="Let *xs be the only argument, and make the others options of the class.")
+
+    def _read(self, cls: type[Function], name: str) -> Rule:
+        """The rule or shared method of this name, and whatever it names that must be computed first."""
+        method = getattr(cls, name)
+        names = tuple(inspect.signature(method).parameters)[1:]
+        given = {*self.args, *self.outputs, *self.gradients, *(["i"] if self.variadic else [])}
+        for wanted in names:
+            if wanted in given or wanted in self.shared:
+                continue
+            if wanted == name or not inspect.isfunction(getattr(cls, wanted, None)):
+                raise DefinitionError(f"{cls.__name__}.{name} names {wanted!r}, which is no input, output, gradient or method",
+                                      inputs=self.args, outputs=self.outputs, gradients=self.gradients)
+            self.shared[wanted] = self._read(cls, wanted)
+        return Rule(method, names)
+
+    def kept(self, wanted: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Numbers of the inputs and of the outputs that the rules name, where bit i of `wanted` asks for the gradient of input i."""
+        if wanted not in self._kept:
+            names: set[str] = set()
+            todo = [rule for i, rule in enumerate(self.rules) if rule and (self.variadic or wanted >> i & 1)]
+            while todo:
+                for name in todo.pop().names:
+                    if name in self.shared and name not in names:
+                        todo.append(self.shared[name])
+                    names.add(name)
+            inputs = tuple(i for i, name in enumerate(self.args) if name in names)
+            self._kept[wanted] = (tuple(range(wanted.bit_length())) if self.variadic and inputs else inputs,
+                                  tuple(k for k, name in enumerate(self.outputs) if name in names))
+        return self._kept[wanted]
+
+
+@dataclass_transform(eq_default=False)
+class Function:
+    """The base of every operation. Options are fields at the head of the class: `axis: int = 0`, given as `Softmax(axis=1)(x)`.
+
+    Calling it with arrays gives arrays. With Tensors among them it gives Tensors, and a Node if one of them requires a gradient.
+    Arrays beside Tensors are constants. A tuple comes back where `outputs` names several.
+    """
+
+    outputs: ClassVar[tuple[str, ...]] = ("y",)
+    name: ClassVar[str] = "function"
+    plan: ClassVar[Plan]
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        dataclass(eq=False, repr=False)(cls)
+        cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+        cls.plan = Plan(cls)
+
+    def forward(self, *xs: Any, **unused: Any) -> Any:
+        """Compute the output, or a tuple of them, from arrays (and Python numbers, and None for an optional argument not given)."""
+        raise DefinitionError(f"{type(self).__name__} has no forward")
+
+    def __call__(self, *xs: Any) -> Any:
+        arrays = []
+        tensors = False
+        wanted = 0
+        library: Any = None
+        for i, x in enumerate(xs):
+            if isinstance(x, Tensor):
+                tensors = True
+                if x._requires_grad:
+                    wanted |= 1 << i
+                x = x._data
+            kind = type(x)
+            if kind is not library and kind not in PASSING:
+                if library is None and kind in backend._by_type:
+                    library = kind
+                elif isinstance(x, np.generic):
+                    x = x.item()                            # a NumPy scalar takes the dtype of the array beside it, as a Python one does
+                else:
+                    library = self._admit(i, x, library, xs)
+            arrays.append(x)
+        if library is not np.ndarray and library is not None:
+            self._check_devices(arrays)
+
+        try:
+            y = self.forward(*arrays)
+        except MinidlError:
+            raise
+        except (ValueError, TypeError, IndexError) as error:
+            raise self._translated(error, arrays) from error
+
+        on = mode.get()
+        if on.numerics:
+            for k, name in enumerate(self.outputs):
+                check_finite(y if self.plan.single else y[k], f"{self.name}: the output {name}", running.get(), line_of_caller())
+        if not tensors:
+            return y
+        if self.plan.single:
+            if type(y) is not library:
+                y = _as_array(y, arrays)
+            node = Node(self, xs, arrays, (y,), wanted, on) if wanted and on.grad and y.dtype.kind == "f" else None
+            return make(y, node)
+        y = tuple(part if type(part) is library else _as_array(part, arrays) for part in y)
+        node = Node(self, xs, arrays, y, wanted, on) if wanted and on.grad else None
+        return tuple(make(part, node if part.dtype.kind == "f" else None, k) for k, part in enumerate(y))
+
+    # What can be wrong with an argument, away from the path that every call takes
+
+    def label(self, i: int) -> str:
+        """What argument number i is called."""
+        return f"{self.plan.args[0]}[{i}]" if self.plan.variadic else self.plan.args[i] if i < len(self.plan.args) else f"argument {i}"
+
+    def _admit(self, i: int, x: Any, library: Any, xs: Any) -> Any:
+        try:
+            kind = backend.library_of(x).array              # a library that was not asked for yet, or a subclass of its array
+        except DeviceError:
+            raise DtypeError(f"{self.name}: {self.label(i)} is a {type(x).__name__}, and must be an array, a Tensor or a number",
+                             hint="Make an array of it first: numpy.asarray(x), or minidl.Tensor(x).") from None
+        if library is None or kind is library:
+            return kind
+        raise self._device_error([x.data if isinstance(x, Tensor) else x for x in xs])
+
+    def _check_devices(self, arrays: list[Any]) -> None:
+        devices = {backend.device_of(x) for x in arrays if type(x) not in PASSING}
+        if len(devices) > 1:
+            raise self._device_error(arrays)
+
+    def _device_error(self, arrays: list[Any]) -> DeviceError:
+        places = {self.label(i): backend.device_of(x) for i, x in enumerate(arrays) if backend.is_array(x)}
+        (first, there), *others = places.items()
+        other, elsewhere = next((name, device) for name, device in others if device != there)
+        return DeviceError(f"{self.name}: {first} is on {there}, {other} is on {elsewhere}",
+                           hint=f"Bring one to the other: {other} = {other}.to({there!r}), or minidl.backend.asarray({other}, {there!r}).",
+                           **places)
+
+    def _translated(self, error: Exception, arrays: list[Any]) -> MinidlError:
+        """An error that the array library raised, as one of ours that names the operation and its arguments."""
+        kind = ShapeError if isinstance(error, ValueError) else DtypeError if isinstance(error, TypeError) else LabelError
+        seen = {self.label(i): f"{x.shape} {x.dtype}" if backend.is_array(x) else repr(x) for i, x in enumerate(arrays)}
+        return kind(f"{self.name}: {error}", **seen)
+
+
+def _as_array(y: Any, arrays: list[Any]) -> Array:
+    """A result as an array: NumPy's reductions give scalars."""
+    if backend.is_array(y):
+        return y
+    xp = next((backend.of(x) for x in arrays if type(x) not in PASSING), np)
+    return xp.asarray(y)
+
+
+_order = itertools.count()
+
+
+class Node:
+    """One call of a Function in the graph: its edges to where the inputs came from, and the arrays that its rules name.
+
+    An edge is the leaf Tensor itself, or (node, number of its output), or None where no gradient goes. A Node keeps arrays and never
+    its output Tensor, so that a graph has no reference cycle and is gone with the last Tensor that leads to it.
+    """
+
+    __slots__ = ("checksums", "edges", "function", "inputs", "like", "line", "name", "order", "outputs", "stack", "versions", "watchers")
+
+    def __init__(self, function: Function, xs: tuple, arrays: list[Any], ys: tuple, wanted: int, on: Mode):
+        plan = function.plan
+        kept_inputs, kept_outputs = plan.kept(wanted)
+        edges: list[Any] = []
+        versions: list[tuple[Tensor, int]] | None = None
+        for i, x in enumerate(xs):
+            edge: Any = None
+            if isinstance(x, Tensor):
+                if x.node is not None:
+                    edge = (x.node, x.index)
+                elif x._requires_grad:
+                    edge = x
+                if edge is not None and not plan.variadic and plan.rules[i] is None:
+                    raise GraphError(f"{function.name}: {function.label(i)} is not differentiable, and requires a gradient",
+                                     hint="Give it detached: x.detach().")
+                # a leaf that is kept, or that the output is a view of, must still be the same when the rules run
+                if x.node is None and (i in kept_inputs or (edge is not None and ys[0].base is not None)):
+                    versions = versions or []
+                    versions.append((x, x.version))
+            edges.append(edge)
+        if plan.variadic:
+            self.inputs: dict[str, Any] = {plan.args[0]: arrays} if kept_inputs else {}
+        else:
+            self.inputs = {plan.args[i]: arrays[i] if i < len(arrays) else None for i in kept_inputs}
+        self.outputs = {plan.outputs[k]: ys[k] for k in kept_outputs}
+        self.function: Any = function                       # None once freed
+        self.name = function.name
+        self.edges = edges
+        self.like = tuple([(y.shape, y.dtype) for y in ys])
+        self.versions: list[tuple[Tensor, int]] | None = versions
+        self.order = next(_order)
+        self.stack = running.get()
+        self.watchers: dict[int, Watchers] | None = None
+        self.line = line_of_caller() if on.numerics or on.saved else ""
+        self.checksums: dict[str, int] | None = {name: checksum(x) for name, x in self.kept()} if on.saved else None
+
+    def kept(self) -> Iterator[tuple[str, Array]]:
+        """The arrays that are kept for the rules, by name."""
+        for name, x in itertools.chain(self.inputs.items(), self.outputs.items()):
+            if isinstance(x, list):
+                yield from ((f"{name}[{i}]", each) for i, each in enumerate(x) if type(each) not in PASSING)
+            elif type(x) not in PASSING:
+                yield name, x
+
+    def watch(self, index: int) -> Watchers:
+        """The watchers of one output, made on first use."""
+        self.watchers = self.watchers or {}
+        return self.watchers.setdefault(index, Watchers())
+
+    def where(self) -> str:
+        """For errors: which operation, in which layer, at which line if that is known."""
+        layer = layer_path(self.stack)
+        return self.name + (f" in layer {layer}" if layer else "") + (f" ({self.line})" if self.line else "")
+
+    def argument(self, name: str) -> Tensor | None:
+        """An input by its name: the leaf itself, or a Tensor at the same place in the graph. None where it was not given.
+
+        GraphError if it is no leaf and no rule that will run names it, or if the Node was freed.
+        """
+        if self.function is None:
+            raise freed(self)
+        i = self.function.plan.args.index(name)
+        edge = self.edges[i] if i < len(self.edges) else None
+        if isinstance(edge, Tensor):
+            return edge
+        if name in self.inputs:
+            return self.at(i, self.inputs[name])
+        if edge is not None:
+            raise GraphError(f"{self.where()}: the input {name} is not kept, because no rule that will run names it")
+        return None
+
+    def at(self, i: int, x: Any) -> Any:
+        """The array x of input number i as a Tensor at the input's place in the graph; a number or None as it is."""
+        if type(x) in PASSING:
+            return x
+        edge = self.edges[i]
+        return edge if isinstance(edge, Tensor) else make(x) if edge is None else make(x, *edge)
+
+    def check_kept(self) -> None:
+        """GraphError if a leaf has changed since the call, or, under check_saved, any array that was kept."""
+        for leaf, version in self.versions or ():
+            if leaf.version != version:
+                raise GraphError(f"{self.where()}: a leaf of shape {leaf.shape} was changed between the forward and the backward pass",
+                                 hint="Run backward() before the optimizer's step() or an assignment to .data, or compute the loss anew.")
+        checksums = self.checksums or {}
+        for name, x in self.kept() if checksums else ():
+            if checksum(x) != checksums[name]:
+                raise GraphError(f"{self.where()}: the array kept for {name} was overwritten before the backward pass",
+                                 hint="Work on a copy of it, or compute the loss anew.", **{name: f"{x.shape} {x.dtype}"})
+
+    def release(self) -> None:
+        """Free what was kept. The edges stay, so that the graph can still be drawn."""
+        self.function = None
+        self.inputs = self.outputs = {}
+        self.versions = self.checksums = None
+
+
+def freed(node: Node) -> GraphError:
+    return GraphError(f"{node.where()}: a backward pass has been here and has freed what it needed",
+                      hint="Give retain_graph=True to the first backward(), or compute the loss anew.")
+
+
+def checksum(x: Array) -> int:
+    """A number that changes when the array does."""
+    return zlib.crc32(np.ascontiguousarray(backend.to_numpy(x)).view(np.uint8).reshape(-1))     # type: ignore[arg-type]
+
+
+def check_finite(x: Any, what: str, stack: Any, line: str) -> None:
+    """NumericsError if x holds a NaN or an infinity; the words say which output or gradient x is."""
+    x = np.asarray(backend.to_numpy(x.data if isinstance(x, Tensor) else x))
+    if x.dtype.kind != "f" or np.isfinite(x).all():
+        return
+    bad = ~np.isfinite(x)
+    first = tuple(int(i) for i in np.argwhere(bad)[0])
+    layer = layer_path(stack)
+    raise NumericsError(f"{what} is {x[first]} at {first}" + (f", in layer {layer}" if layer and stack is not running.get() else ""),
+                        not_finite=f"{int(bad.sum()):,} of {x.size:,} numbers", line=line)
+
+
+def line_of_caller() -> str:
+    """The line outside minidl from which this operation was called: 'train.py:12'."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(HOME):
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
