@@ -1,3 +1,15 @@
-"""minidl: a deep-learning framework small enough to be read in an afternoon."""
+"""minidl: a deep-learning framework small enough to be read in an afternoon.
+
+    x, w            arrays, from NumPy or CuPy          minidl.Tensor(w, requires_grad=True)
+    functions       what is computed, with its gradient minidl.functions
+    nn, models      functions with parameters           minidl.nn.Affine, minidl.models.create("lenet")
+    optim, data     how and from what it learns         minidl.optim.SGD, minidl.data.load("digits")
+    train           the loop, also `python -m minidl.train`
+"""
+
+from minidl import functions
+from minidl.autograd import Function, Observer, check_numerics, check_saved, grad, hvp, no_grad
+from minidl.tensor import Tensor
 
 __version__ = "0.1.0"
+__all__ = ["Function", "Observer", "Tensor", "check_numerics", "check_saved", "functions", "grad", "hvp", "no_grad"]

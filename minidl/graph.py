@@ -158,7 +158,8 @@ class Function:
         super().__init_subclass__(**kwargs)
         dataclass(eq=False, repr=False)(cls)
         cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
-        cls.plan = Plan(cls)
+        if cls.forward is not Function.forward:             # a base that several operations share has no forward of its own
+            cls.plan = Plan(cls)
 
     def forward(self, *xs: Any, **unused: Any) -> Any:
         """Compute the output, or a tuple of them, from arrays (and Python numbers, and None for an optional argument not given)."""
