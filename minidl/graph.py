@@ -186,8 +186,11 @@ class Function:
                 else:
                     library = self._admit(i, x, library, xs)
             arrays.append(x)
-        if library is not np.ndarray and library is not None:
-            self._check_devices(arrays)
+        if library is not np.ndarray:
+            if library is None:                             # numbers only: NumPy's are arrays without axes, as its reductions give them
+                arrays = [np.asarray(x) if isinstance(x, np.generic) else x for x in xs]
+            else:
+                self._check_devices(arrays)
 
         try:
             y = self.forward(*arrays)
