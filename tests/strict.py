@@ -231,12 +231,12 @@ for _name, _arguments in NAMES.items():
     _of, _, _short = _name.partition(".")
     if _of == "ndarray" and _short and not hasattr(StrictArray, _short):
         setattr(StrictArray, _short, _attribute(_short) if _arguments is None else _method(_short))
-for _name in "add sub mul truediv floordiv mod pow divmod matmul and or xor lshift rshift".split():
+for _name in ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "divmod", "matmul", "and", "or", "xor", "lshift", "rshift"]:
     setattr(StrictArray, f"__{_name}__", _operator(f"__{_name}__"))
     setattr(StrictArray, f"__r{_name}__", _operator(f"__r{_name}__"))
     if _name not in ("divmod", "matmul"):
         setattr(StrictArray, f"__i{_name}__", _operator(f"__i{_name}__"))
-for _name in "neg pos abs invert eq ne lt le gt ge".split():
+for _name in ["neg", "pos", "abs", "invert", "eq", "ne", "lt", "le", "gt", "ge"]:
     setattr(StrictArray, f"__{_name}__", _operator(f"__{_name}__"))
 
 

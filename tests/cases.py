@@ -1,0 +1,339 @@
+"""What the tests of all functions and layers have in common, said once.
+
+A FunctionCase says what is special about a function: which inputs to draw, the call, and the answer worked out in the plainest way:
+
+    class TestSigmoid(FunctionCase):
+        functions = ("sigmoid",)
+
+        def inputs(self, draw):
+            return draw.array()
+
+        def forward(self, x):
+            return F.sigmoid(x)
+
+        def expected(self, x):
+            return 1 / (1 + np.exp(-x))
+
+The base class makes of it, over several drawn examples, tests of the numbers, in float32 and float64, on arrays and on Tensors; of
+other memory orders; of the strict device; of the gradient, and of the gradient of the gradient. Example 0 is always the plainest, so
+the lowest number that fails says most. A LayerCase does the same for a Module.
+"""
+
+import copy
+from dataclasses import dataclass
+from functools import wraps
+from typing import ClassVar
+
+import numpy as np
+
+import strict  # noqa: F401   makes the strict device known
+from minidl import backend
+from minidl.tensor import Tensor
+from minidl.testing import gradcheck, gradgradcheck
+
+# What is drawn
+
+
+@dataclass(frozen=True)
+class Window:
+    """A sliding window: (height, width) of the kernel, of its stride, padding and dilation; and the groups of a convolution."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    def places(self, shape, ceil_mode=False):
+        """The (rows, columns) under each output position, left to right and top to bottom: lists that count from the padding's corner."""
+        rows, columns = (self._under(axis, shape[2 + axis], ceil_mode) for axis in (0, 1))
+        return [(r, c) for r in rows for c in columns]
+
+    def patches(self, x, fill=0.0, ceil_mode=False):
+        """The numbers under each output position: a list of (N, C, KH, KW). The padding holds `fill`; what only ceil_mode reaches, NaN."""
+        around = [(0, 0), (0, 0), *((p, p) for p in self.padding)]
+        beyond = [(0, 0), (0, 0), *((0, s) for s in self.stride)]
+        wide = np.pad(np.pad(x, around, constant_values=fill), beyond, constant_values=np.nan)
+        return [wide[:, :, rows][:, :, :, columns] for rows, columns in self.places(x.shape, ceil_mode)]
+
+    def output(self, shape, ceil_mode=False):
+        """(OH, OW): how many output positions there are."""
+        return tuple(len(self._under(axis, shape[2 + axis], ceil_mode)) for axis in (0, 1))
+
+    def _under(self, axis, size, ceil_mode):
+        k, s, p, d = self.kernel[axis], self.stride[axis], self.padding[axis], self.dilation[axis]
+        last = size + 2 * p - d * (k - 1) - 1                   # the last start from which the window lies wholly inside
+        starts = [start for start in range(0, size + 2 * p, s)
+                  if start <= last or (ceil_mode and start - s < last and start < size + p)]
+        return [[start + d * i for i in range(k)] for start in starts]
+
+
+WINDOWS = (                                                     # all of them are good for pooling: padding up to half the kernel
+    Window((2, 2)),
+    Window((3, 3), stride=(2, 2), padding=(1, 1)),
+    Window((3, 2), stride=(2, 1), padding=(1, 0)),
+    Window((2, 3), stride=(3, 2), padding=(0, 1), dilation=(2, 1)),
+    Window((1, 4), stride=(2, 2), padding=(0, 2)),
+    Window((3, 3), stride=(1, 2), padding=(1, 1), dilation=(1, 2)),
+)
+CONVOLUTIONS = (
+    Window((3, 3)),
+    Window((3, 3), padding=(1, 1)),
+    Window((1, 1), groups=2),
+    Window((3, 2), stride=(2, 1), padding=(1, 0), groups=2),
+    Window((2, 3), stride=(3, 2), padding=(2, 1), dilation=(2, 1)),
+    Window((1, 4), stride=(2, 3), padding=(1, 2), groups=3),
+    Window((3, 3), stride=(1, 2), padding=(2, 0), dilation=(1, 2), groups=3),
+    Window((1, 1), stride=(2, 2), padding=(1, 1)),
+)
+PAIRS = (((2, 3), (2, 3)), ((2, 3), (3,)), ((2, 1, 3), (4, 1)), ((), (2, 3)), ((2, 3), ()), ((4, 1), (1, 3)), ((1,), (5,)), ((), ()))
+SHAPES = ((3,), (2, 3), (4, 1, 3), (), (2, 3, 4, 2), (1, 5))
+
+
+class Draw:
+    """The inputs of one example: the same every time. What is listed above is taken in turn, from its beginning."""
+
+    def __init__(self, example):
+        self.example = example
+        self.random = np.random.default_rng([2026, example])
+
+    def choice(self, *options):
+        """One of the options: the first in example 0, the second in example 1, and so on, round and round."""
+        return options[self.example % len(options)]
+
+    def integer(self, low, high):
+        """A number from low to high, both possible; low in example 0."""
+        return int(self.random.integers(low, high + 1)) if self.example else low
+
+    def array(self, shape=None, *, low=None, high=None, distinct=False):
+        """Normal numbers, or evenly spread ones from low to high.
+
+        shape: another one in each example if it is not given. distinct: no two numbers are nearer to each other than 0.05.
+        """
+        shape = self.choice(*SHAPES) if shape is None else shape
+        if distinct:
+            count = int(np.prod(shape))
+            return (self.random.permutation(count).reshape(shape) - count / 2) * 0.05
+        return np.asarray(self.random.standard_normal(shape) if low is None else self.random.uniform(low, high, shape))
+
+    def pair(self, **kwargs):
+        """Two arrays whose shapes are equal or broadcast, with the options of `array`."""
+        a, b = self.choice(*PAIRS)
+        return self.array(a, **kwargs), self.array(b, **kwargs)
+
+    def axes(self, ndim):
+        """Which axes of an array with ndim of them: all, one, or several."""
+        return self.choice(None, 0, -1, (0, -1) if ndim > 1 else (0,), tuple(range(ndim))) if ndim else None
+
+    def labels(self, count, classes):
+        """Integer class ids."""
+        return self.random.integers(0, classes, count)
+
+    def mask(self, shape):
+        """Booleans."""
+        return self.random.random(shape) < 0.5
+
+    def images(self, channels=None, *, distinct=False):
+        """(N, C, H, W), with H and W from 5 to 8 and different from one another, but for example 0."""
+        n, c, h = self.integer(1, 3), channels or self.integer(1, 3), self.integer(5, 7)
+        return self.array((n, c, h, h + (self.example > 0)), distinct=distinct)
+
+    def window(self):
+        """A pooling window, unequal in height and width from example 2 on."""
+        return self.choice(*WINDOWS)
+
+    def convolution(self, transposed=False):
+        """x, w, b and window of a convolution; b is None in every second example.
+
+        w is (O, C / groups, KH, KW), and of a transposed convolution (C, O / groups, KH, KW).
+        """
+        window = self.choice(*CONVOLUTIONS)
+        c, o = (window.groups * self.integer(1, 2) for _ in range(2))
+        first, second = (c, o) if transposed else (o, c)
+        w = self.array((first, second // window.groups, *window.kernel))
+        return self.images(c), w, self.choice(self.array(o), None), window
+
+
+# What is tested
+
+
+class FunctionCase:
+    """The base of every function's test; see the top of this file."""
+
+    functions: tuple[str, ...] = ()             # the names in minidl.functions that this case covers
+    differentiable = True                       # False: only the numbers are tested
+    twice = True                                # False: the gradient is not differentiated again
+    constants: tuple[int, ...] = ()             # positions of float arguments that have no gradient
+    dtypes: tuple[str, ...] = ("float64", "float32")
+    examples = 6
+    tolerance: ClassVar = {"float64": 1e-10, "float32": 2e-5}   # relative to the number, or to the largest one if that is more than 1
+
+    def inputs(self, draw):
+        """The arguments, a tuple or a single one. Float arrays are drawn in float64, and are what is differentiated."""
+        raise NotImplementedError
+
+    def forward(self, *inputs):
+        """The function's result for these arguments: arrays, or Tensors in place of the float arrays."""
+        raise NotImplementedError
+
+    def expected(self, *inputs):
+        """The same in float64, by NumPy. A tuple for several outputs; a list has an entry an output position, such as (N, C)."""
+        raise NotImplementedError
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if not cls.differentiable:
+            cls.test_gradient = cls.test_gradient_in_float32 = None
+        if not cls.differentiable or not cls.twice:
+            cls.test_second_gradient = None
+
+    def pytest_generate_tests(self, metafunc):
+        for name, values in (("example", range(self.examples)), ("dtype", self.dtypes)):
+            if name in metafunc.fixturenames:
+                metafunc.parametrize(name, values)
+
+    def test_value(self, example, dtype):
+        inputs = self.drawn(example, dtype)
+        before = copy.deepcopy(inputs)
+        results = listed(self.forward(*inputs))
+        wanted = listed(self.expected(*(x.astype(np.float64) if is_float(x) else x for x in before)))
+        assert_close(results, wanted, self.tolerance[dtype])
+        for y in results:
+            assert type(y) is np.ndarray, f"arrays in, {type(y).__name__} out"
+            assert y.dtype == dtype or y.dtype.kind != "f", f"{dtype} in, {y.dtype} out"
+        for mine, theirs in zip(inputs, before):
+            np.testing.assert_array_equal(mine, theirs, "an argument was written to")
+
+    def test_tensors(self, example, dtype):
+        inputs = self.drawn(example, dtype)
+        wanted = listed(self.forward(*inputs))
+        for requires_grad in (False, self.differentiable):
+            results = listed(self.forward(*self.with_tensors(inputs, requires_grad)))
+            for y in results:
+                assert isinstance(y, Tensor) or y.dtype.kind != "f", f"Tensors in, {type(y).__name__} out"
+            assert_close([plain(y) for y in results], wanted, 0)
+
+    def test_memory_orders(self, example, dtype):
+        inputs = self.drawn(example, dtype)
+        wanted = self.values_and_gradients(inputs)
+        for order in ORDERS:
+            found = self.values_and_gradients([order(x) if isinstance(x, np.ndarray) else x for x in inputs])
+            assert_close(found, wanted, self.tolerance[dtype], order.__name__)
+
+    def test_strict_device(self, example, dtype):
+        inputs = self.drawn(example, dtype)
+        there = [backend.asarray(x, "strict:0") if isinstance(x, np.ndarray) else x for x in inputs]
+        for y in listed(self.forward(*there)):
+            assert backend.device_of(y) == "strict:0", f"strict arrays in, {type(y).__name__} out"
+        assert_close(self.values_and_gradients(there), self.values_and_gradients(inputs), self.tolerance[dtype])
+
+    def test_gradient(self, example):
+        assert gradcheck(*self.of_what_is_free(example))
+
+    def test_second_gradient(self, example):
+        assert gradgradcheck(*self.of_what_is_free(example), directions=2)
+
+    def test_gradient_in_float32(self, example):
+        inputs = self.drawn(example, "float32")
+        found = self.values_and_gradients(inputs)
+        for y in found:
+            assert y.dtype == np.float32 or y.dtype.kind != "f", f"float32 in, {y.dtype} out of the backward pass"
+        assert_close(found, self.values_and_gradients([x.astype(np.float64) if is_float(x) else x for x in inputs]),
+                     10 * self.tolerance["float32"])
+
+    # Steps of these tests
+
+    def drawn(self, example, dtype="float64"):
+        """The arguments of an example."""
+        inputs = self.inputs(Draw(example))
+        return [x.astype(dtype) if is_float(x) else x for x in (inputs if isinstance(inputs, tuple) else (inputs,))]
+
+    def free(self, inputs):
+        """The positions of the arguments that have a gradient."""
+        return [i for i, x in enumerate(inputs) if is_float(x) and i not in self.constants]
+
+    def with_tensors(self, inputs, requires_grad=True):
+        """The arguments with Tensors in place of those that have a gradient."""
+        free = self.free(inputs)
+        return [Tensor(x, requires_grad) if i in free else x for i, x in enumerate(inputs)]
+
+    def of_what_is_free(self, example):
+        """A function of the arguments that have a gradient, and these arguments, for gradcheck."""
+        inputs = self.drawn(example)
+        free = self.free(inputs)
+
+        @wraps(self.forward)
+        def forward(*xs):
+            given = dict(zip(free, xs))
+            return self.forward(*(given.get(i, x) for i, x in enumerate(inputs)))
+        return forward, [inputs[i] for i in free]
+
+    def values_and_gradients(self, inputs):
+        """The outputs and then, if there is one, the gradient by each argument."""
+        inputs = self.with_tensors(inputs, self.differentiable)
+        results = listed(self.forward(*inputs))
+        values = [plain(y) for y in results]
+        if not self.differentiable:
+            return values
+        random = np.random.default_rng(0)
+        for k, y in enumerate(results):
+            gy = backend.asarray(random.standard_normal(y.shape).astype(y.dtype), backend.device_of(plain(y)))
+            if isinstance(y, Tensor) and y.requires_grad:
+                y.backward(gy, retain_graph=k < len(results) - 1)
+        return values + [x.grad.data for x in inputs if isinstance(x, Tensor) and x.grad is not None]
+
+
+# The same numbers in other memory orders
+
+
+def fortran(x):
+    """The first axis is the one that runs fastest."""
+    return np.asarray(x, order="F")
+
+
+def channels_last(x):
+    """Images stored as (N, H, W, C)."""
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) if x.ndim == 4 else x
+
+
+def every_second(x):
+    """With other numbers between them along each axis."""
+    wide = np.zeros([2 * n for n in x.shape], x.dtype)
+    view = wide[(..., *(slice(None, None, 2),) * x.ndim)]
+    view[...] = x
+    return view
+
+
+def backwards(x):
+    """Stored from the last to the first: all strides are negative."""
+    return np.asarray(np.flip(np.flip(x).copy()))
+
+
+ORDERS = (fortran, channels_last, every_second, backwards)
+
+
+def is_float(x):
+    return backend.is_array(x) and x.dtype.kind == "f"
+
+
+def listed(results):
+    """One output or several, as a list. A list is one output: its entries are output positions, which come last."""
+    if isinstance(results, tuple):
+        return [part for result in results for part in listed(result)]
+    return [np.stack(results, axis=-1)] if isinstance(results, list) else [results]
+
+
+def plain(y):
+    return y.data if isinstance(y, Tensor) else y
+
+
+def assert_close(found, wanted, tolerance, what=""):
+    """Every array like the one that is wanted, which may have its output positions on one axis."""
+    assert len(found) == len(wanted), f"{len(found)} results, and {len(wanted)} were wanted"
+    for mine, theirs in zip(found, wanted):
+        mine, theirs = backend.to_numpy(mine), backend.to_numpy(theirs)
+        if theirs.shape != mine.shape and theirs.size == mine.size:
+            theirs = theirs.reshape(mine.shape)
+        assert mine.shape == theirs.shape, f"{what}: shape {mine.shape}, and {theirs.shape} was wanted"
+        largest = np.abs(theirs).max(initial=1) if theirs.dtype.kind == "f" else 1
+        np.testing.assert_allclose(mine, theirs, rtol=tolerance, atol=tolerance * largest, err_msg=what)
