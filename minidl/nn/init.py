@@ -91,6 +91,15 @@ def xavier_uniform(shape: Shape, generator: Source = None, dtype: Any = "float32
     return _uniform(shape, gain * math.sqrt(6 / _some(shape, sum(fans(shape)))), generator, dtype)
 
 
+def normal(shape: Shape, generator: Source = None, dtype: Any = "float32", deviation: float = 1.0) -> np.ndarray:
+    """Normal numbers of mean 0 and a fixed standard deviation, whatever the shape.
+
+    >>> normal((5,), generator=0, deviation=0.0)
+    array([0., 0., 0., 0., 0.], dtype=float32)
+    """
+    return _normal(shape, deviation, generator, dtype)
+
+
 def zeros(shape: Shape, generator: Source = None, dtype: Any = "float32") -> np.ndarray:
     """Zeros, in the form of an initialiser: the generator is not asked.
 
