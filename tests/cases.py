@@ -20,6 +20,8 @@ the lowest number that fails says most. A LayerCase does the same for a Module.
 """
 
 import copy
+import pickle
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from typing import ClassVar
@@ -199,7 +201,7 @@ class FunctionCase:
         wanted = listed(self.expected(*(x.astype(np.float64) if is_float(x) else x for x in before)))
         assert_close(results, wanted, self.tolerance[dtype])
         for y in results:
-            assert type(y) is np.ndarray, f"arrays in, {type(y).__name__} out"
+            assert isinstance(y, np.ndarray | np.generic), f"arrays in, {type(y).__name__} out"
             assert y.dtype == dtype or y.dtype.kind != "f", f"{dtype} in, {y.dtype} out"
         for mine, theirs in zip(inputs, before):
             np.testing.assert_array_equal(mine, theirs, "an argument was written to")
@@ -275,12 +277,110 @@ class FunctionCase:
         values = [plain(y) for y in results]
         if not self.differentiable:
             return values
-        random = np.random.default_rng(0)
-        for k, y in enumerate(results):
-            gy = backend.asarray(random.standard_normal(y.shape).astype(y.dtype), backend.device_of(plain(y)))
-            if isinstance(y, Tensor) and y.requires_grad:
-                y.backward(gy, retain_graph=k < len(results) - 1)
+        recorded = [y for y in results if isinstance(y, Tensor) and y.requires_grad]
+        seeds = [backward_seed(y) for y in recorded]
+        before = copy.deepcopy(seeds)
+        for y, gy in zip(recorded, seeds):
+            y.backward(gy, retain_graph=y is not recorded[-1])
+        assert_close(seeds, before, 0, "a rule wrote to the gradient it was given")
         return values + [x.grad.data for x in inputs if isinstance(x, Tensor) and x.grad is not None]
+
+
+class LayerCase:
+    """The base of every layer's test: a Module, made anew for each example, and an input. Its weights are replaced by normal numbers."""
+
+    layers: tuple[str, ...] = ()                # the names in minidl.nn that this case covers
+    examples = 3
+    tolerance: ClassVar = FunctionCase.tolerance
+
+    def make(self, generator):
+        """The layer, in float32, with what it draws drawn from generator."""
+        raise NotImplementedError
+
+    def inputs(self, draw):
+        """The arguments of the layer, a tuple or a single one; float arrays are drawn in float64."""
+        raise NotImplementedError
+
+    def expected(self, layer, *inputs):
+        """What the layer gives while it trains, in float64, by NumPy; None where the functions' tests say enough."""
+
+    def pytest_generate_tests(self, metafunc):
+        for name, values in (("example", range(self.examples)), ("mode", ("train", "eval"))):
+            if name in metafunc.fixturenames:
+                metafunc.parametrize(name, values)
+
+    def test_value(self, example):
+        layer, inputs = self.drawn(example)
+        wanted = self.expected(copy.deepcopy(layer), *inputs)
+        if wanted is not None:
+            assert_close([plain(y) for y in listed(layer(*inputs))], listed(wanted), self.tolerance["float64"])
+
+    def test_gradient(self, example, mode):
+        layer, inputs = self.drawn(example, mode=mode)
+        names = [name for name, _ in layer.named_parameters()]
+        state = layer.state_dict()
+
+        def forward(*values):
+            layer.load_state_dict(state)        # running statistics and counters as they were
+            with parameters_replaced(layer, dict(zip(names, values[len(inputs):]))):
+                return layer(*values[:len(inputs)])
+        values = [*inputs, *(state[name] for name in names)]
+        assert not any(is_float(x) for x in values) or gradcheck(forward, values)
+
+    def test_float32(self, example):
+        layer, inputs = self.drawn(example, "float32")
+        for y in self.values_and_gradients(layer, inputs):
+            assert y.dtype == np.float32 or y.dtype.kind != "f", f"float32 in, {y.dtype} out"
+
+    def test_strict_device(self, example, mode):
+        layer, inputs = self.drawn(example, mode=mode)
+        there = copy.deepcopy(layer).to("strict:0")
+        found = self.values_and_gradients(there, [backend.asarray(x, "strict:0") if isinstance(x, np.ndarray) else x for x in inputs])
+        assert {backend.device_of(y) for y in found} <= {"strict:0"}
+        assert_close(found, self.values_and_gradients(layer, inputs), self.tolerance["float64"])
+        assert_close(list(there.state_dict().values()), list(layer.state_dict().values()), self.tolerance["float64"], "the state")
+
+    def test_state(self, example):
+        layer, inputs = self.drawn(example)
+        layer(*inputs)                                          # so that there are running statistics
+        other, _ = self.drawn(example + 1)
+        other.load_state_dict(layer.state_dict())
+        for twin in (other, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert_close([plain(y) for y in listed(twin.eval()(*inputs))], [plain(y) for y in listed(layer.eval()(*inputs))], 0)
+
+    def drawn(self, example, dtype="float64", mode="train"):
+        """A layer with weights of its own, and the arguments of an example."""
+        layer = self.make(np.random.default_rng([2027, example])).to(dtype=dtype).train(mode == "train")
+        draw = Draw(example)
+        for parameter in layer.parameters():
+            parameter.data = draw.array(parameter.shape).astype(dtype)
+        inputs = self.inputs(draw)
+        return layer, [x.astype(dtype) if is_float(x) else x for x in (inputs if isinstance(inputs, tuple) else (inputs,))]
+
+    def values_and_gradients(self, layer, inputs):
+        """The outputs, and then the gradients by the inputs and by the parameters."""
+        inputs = [Tensor(x, requires_grad=True) if is_float(x) else x for x in inputs]
+        results = listed(layer(*inputs))
+        sum((y * backward_seed(y)).sum() for y in results if y.requires_grad).backward()
+        leaves = [x for x in inputs if isinstance(x, Tensor)] + layer.parameters()
+        return [plain(y) for y in results] + [x.grad.data for x in leaves]
+
+
+@contextmanager
+def parameters_replaced(layer, values):
+    """Run a block with Tensors in the place of a layer's parameters, by path, so that gradients go to the Tensors."""
+    modules = dict(layer.named_modules())
+    before = dict(layer.named_parameters())
+
+    def put(tensors):
+        for path, tensor in tensors.items():
+            owner, _, name = path.rpartition(".")
+            vars(modules[owner])[name] = tensor
+    put(values)
+    try:
+        yield
+    finally:
+        put(before)
 
 
 # The same numbers in other memory orders
@@ -310,6 +410,12 @@ def backwards(x):
 
 
 ORDERS = (fortran, channels_last, every_second, backwards)
+
+
+def backward_seed(y):
+    """A gradient for an output: normal numbers, on its device and in its dtype."""
+    numbers = np.random.default_rng(0).standard_normal(y.shape).astype(y.dtype)
+    return backend.asarray(np.asarray(numbers), y.device)
 
 
 def is_float(x):
