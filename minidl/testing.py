@@ -19,7 +19,8 @@ from minidl.autograd import grad
 from minidl.errors import ArgumentError, MinidlError
 from minidl.tensor import Tensor
 
-SHRINK = (1, 1 / 8, 1 / 64)         # a kink beside the point, and not at it, is left behind by a smaller step
+SHRINK = (1, 0.1, 0.01, 1e-4, 1e-6)     # smaller steps leave behind a kink that is near the point, and follow a steep function
+EPS = float(np.finfo(np.float64).eps)
 
 
 class Options(NamedTuple):
@@ -231,18 +232,17 @@ class Slope(NamedTuple):
 
 def _slope(f: Callable[[np.ndarray], Any], x: np.ndarray, direction: np.ndarray, at_x: float, size: float, step: float) -> Slope:
     """The derivative of f at x along a direction. at_x: f(x); size: of the terms that f sums."""
-    noise = float("inf")
     for h in (step * shrink for shrink in SHRINK):
-        noise = 16 * np.finfo(np.float64).eps * size / h
         far = float(f(x - h * direction)), float(f(x + h * direction))
         near = float(f(x - h / 2 * direction)), float(f(x + h / 2 * direction))
         wide, narrow = (far[1] - far[0]) / (2 * h), (near[1] - near[0]) / h
         # where f is smooth, the slopes to the left and to the right differ by h f'', so half as much for half the step
         gap, near_gap = (far[1] - 2 * at_x + far[0]) / h, (near[1] - 2 * at_x + near[0]) / (h / 2)
+        noise = 16 * EPS * (size + abs(wide)) / h           # both the terms of f and the step itself are rounded
         slack = 2.5e-7 * max(abs(wide), abs(narrow)) + noise
         if abs(wide - narrow) <= slack and abs(near_gap) <= 0.75 * abs(gap) + 2 * slack:
             return Slope((4 * narrow - wide) / 3, noise)                    # Richardson's: the h^2 of both errors cancels
-    return Slope(float("nan"), noise)
+    return Slope(float("nan"), 0)
 
 
 def _axes(x: np.ndarray) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
