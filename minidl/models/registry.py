@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 from minidl.errors import ArgumentError, DefinitionError
 from minidl.nn.init import Source
 from minidl.nn.module import Module
+from minidl.nn.options import nearest
 
 Build = TypeVar("Build", bound=Callable[..., Module])
 
@@ -48,12 +48,12 @@ def create(name: str, *, input_shape: tuple[int, ...], classes: int | None = Non
     (32, 10)
     """
     if name not in _models:
-        raise ArgumentError(f"models.create: there is no model {name!r}{_near(name, names())}", hint=f"There are {', '.join(names())}.")
+        raise ArgumentError(f"models.create: there is no model {name!r}{nearest(name, names())}", hint=f"There are {', '.join(names())}.")
     takes = inspect.signature(_models[name]).parameters
     own = [option for option in takes if option not in ("input_shape", "classes", "generator")]
     for option in options:
         if option not in own:
-            raise ArgumentError(f"models.create: the model {name} has no option {option!r}{_near(option, own)}",
+            raise ArgumentError(f"models.create: the model {name} has no option {option!r}{nearest(option, own)}",
                                 hint=f"Its options are {', '.join(own)}." if own else "It has none.")
     if "classes" in takes:
         if classes is None:
@@ -61,11 +61,6 @@ def create(name: str, *, input_shape: tuple[int, ...], classes: int | None = Non
                                 hint="Give classes=10, for ten kinds of images.")
         options["classes"] = classes
     return _models[name](input_shape=input_shape, generator=generator, **options)
-
-
-def _near(name: str, known: list[str]) -> str:
-    found = difflib.get_close_matches(name, known, 1)
-    return f" (nearest: {found[0]!r})" if found else ""
 
 
 def size_of(model: str, input_shape: Any) -> int:

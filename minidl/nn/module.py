@@ -18,16 +18,14 @@ The layers themselves are in layers.py and its neighbours, where weights start f
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-import numpy as np
-
 from minidl import backend
 from minidl.backend import Array
-from minidl.errors import CheckpointError, DefinitionError, running
+from minidl.errors import DefinitionError, running
 from minidl.nn.init import float_type
+from minidl.nn.state import like, matched, snapshot
 from minidl.tensor import Handle, Tensor
 
 
@@ -220,35 +218,23 @@ class Module:
         >>> list(nn.Affine(2, 3).state_dict())
         ['w', 'b']
         """
-        return {path: value.copy() if backend.is_array(value) else np.asarray(value) for path, value in self._targets().items()}
+        return {path: snapshot(value) for path, value in self._targets().items()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> tuple[list[str], list[str]]:
         """Write a state into parameters and buffers, in their own dtype and on their own device, and give (missing, unexpected) paths.
 
-        state: arrays or Tensors by path, as `state_dict` gives them. strict: False allows missing and unexpected paths, never wrong shapes.
-        CheckpointError names everything that does not fit, and then nothing was written.
+        state: arrays or Tensors by path, as `state_dict` gives them. strict: False allows missing and unexpected paths, never wrong
+        shapes, and never that nothing fits. CheckpointError names everything that does not fit, and then nothing was written.
         """
         targets = self._targets()
-        arrays = {path: x.data if isinstance(x, Tensor) else x if backend.is_array(x) else np.asarray(x) for path, x in state.items()}
-        missing = [path for path in targets if path not in arrays]
-        unexpected = [path for path in arrays if path not in targets]
-        fitting = {path: x for path, x in arrays.items() if path in targets}
-        shapes = {path: getattr(target, "shape", ()) for path, target in targets.items()}
-        wrong = [f"{path} is {shapes[path]} in the model, {x.shape} {x.dtype} in the state"
-                 for path, x in fitting.items() if x.shape != shapes[path] or x.dtype.kind not in "fiub"]
-        if wrong or (strict and (missing or unexpected)) or (targets and not fitting):
-            raise CheckpointError(_mismatch(type(self).__name__, missing, unexpected, wrong),
-                                  hint="Nothing was loaded. Make the model as it was made when it was saved" +
-                                  ("." if wrong or not fitting else ", or give strict=False to load what fits."))
+        fitting, missing, unexpected = matched(f"load_state_dict: this {type(self).__name__}", targets, state, strict)
         for path, parameter in self.named_parameters():
             if path in fitting:
-                parameter.data[...] = backend.asarray(fitting[path].astype(parameter.dtype), parameter.device)
+                parameter.data[...] = like(parameter.data, fitting[path])
                 parameter.version += 1
         for path, module, name in self._places():
             if path in fitting:
-                old, new = targets[path], fitting[path]
-                setattr(module, name, backend.asarray(new.astype(old.dtype), backend.device_of(old)) if backend.is_array(old)
-                        else type(old)(new.item()))
+                setattr(module, name, like(targets[path], fitting[path]))
         return missing, unexpected
 
     def _targets(self) -> dict[str, Any]:
@@ -302,15 +288,3 @@ def _members(path: str, value: Any) -> Iterator[tuple[str, Module | Parameter]]:
     elif isinstance(value, Tensor) and value.requires_grad and value.is_leaf:
         raise DefinitionError(f"{path} is a Tensor that requires a gradient and is no Parameter, so it would never be learned",
                               hint=f"Assign {path} = minidl.nn.Parameter(array), or a Tensor without requires_grad.")
-
-
-def _mismatch(model: str, missing: list[str], unexpected: list[str], wrong: list[str]) -> str:
-    """What does not fit between a model and a state, a line for each kind."""
-    lines = [f"load_state_dict: the state does not fit this {model}"]
-    near = {path: difflib.get_close_matches(path, missing, 1) for path in unexpected}
-    strange = [f"{path} (near {near[path][0]})" if near[path] else path for path in unexpected]
-    for kind, names in (("missing", missing), ("unexpected", strange), ("mis-shaped", wrong)):
-        if names:
-            more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-            lines.append(f"{kind}: {', '.join(names[:12])}{more}")
-    return "\n  ".join(lines)

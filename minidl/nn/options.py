@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -60,3 +61,9 @@ def shown(first: str, **options: Any) -> str:
 def _short(value: Any) -> Any:
     """A pair of two equal ints as one int, the way one writes it."""
     return value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that is nearest to one that is not known, in parentheses, for an error; nothing if none is near."""
+    found = difflib.get_close_matches(name, list(known), 1)
+    return f" (nearest: {found[0]!r})" if found else ""

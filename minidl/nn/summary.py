@@ -71,9 +71,14 @@ def summary(model: Module, input_shape: tuple[int, ...], dtype: Any = None) -> S
     >>> from minidl import nn
     >>> print(nn.summary(nn.Sequential(nn.Affine(4, 8), nn.ReLU(), nn.Affine(8, 2)), (4,)))
     Sequential on (N, 4)
-    ────────────────────────────────────────────────────────────────
+    ─────────────────────────────────────────────────────────────
     path   layer   output  parameters  multiply-adds  activations
-    ...
+    ─────────────────────────────────────────────────────────────
+    0      Affine  (N, 8)          40             32         32 B
+    1      ReLU    (N, 8)           -              -         32 B
+    2      Affine  (N, 2)          18             16          8 B
+    ─────────────────────────────────────────────────────────────
+    total                          58             48         72 B
     """
     if not isinstance(input_shape, tuple | list) or not all(hasattr(n, "__index__") and n > 0 for n in input_shape):
         raise ArgumentError(f"summary: input_shape is {input_shape!r}, and must be a tuple such as (3, 32, 32), without the batch axis")

@@ -1,0 +1,237 @@
+"""Optimizer: what all ways of learning from gradients have in common.
+
+A kind of optimizer is two methods: `start`, the memory that it keeps for each parameter, and `update`, the rule. Everything around them
+is here: options that change with the step or differ between parameters, what is frozen or has no gradient, saving and loading. All
+memory is keyed by the parameter's path in the model.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+from minidl import backend
+from minidl.backend import Array
+from minidl.errors import ArgumentError, DefinitionError, GraphError
+from minidl.nn.module import Module
+from minidl.nn.options import nearest, number
+from minidl.nn.state import like, matched, snapshot
+from minidl.optim.schedule import value_at
+from minidl.tensor import Tensor
+
+Parameters = Module | Mapping[str, Tensor]      # what is learned: a model, or leaves by a path of one's own
+State = dict[str, Array]
+Kind = TypeVar("Kind", bound="type[Optimizer]")
+
+PIECE = 1 << 15         # numbers of which the arrays of an update fit into a core's cache together
+
+
+class Optimizer:
+    """The base of all optimizers.
+
+    model: a Module, or a dictionary of leaves by path. groups: options for the parameters whose path matches a pattern, in place of
+    the ones for all: {"*.b": dict(weight_decay=0)}; of several patterns that match, the last counts. options: the rule's, by name;
+    each a number or a schedule. ArgumentError for a pattern that matches nothing or an option that is not known.
+    """
+
+    elementwise = True          # False: `update` needs whole arrays, with their shape
+
+    def __init__(self, model: Parameters, groups: Mapping[str, Mapping[str, Any]] | None = None, **options: Any):
+        self.parameters = parameters_of(type(self).__name__, model)
+        self.steps = 0                                          # how many times step() was called
+        self.last_lr: float | None = None                       # of the last step, for parameters that are in no group
+        self.options = options
+        self.options_of = self._grouped(groups or {})           # those of a parameter; parameters of one group share a dictionary
+        self.updates = dict.fromkeys(self.parameters, 0)        # how many each parameter has had
+        self.state = {path: self.start(p.data, **self.options_of[path]) for path, p in self.parameters.items() if p.requires_grad}
+
+    # What a kind of optimizer says about itself
+
+    def start(self, w: Array, **options: Any) -> State:
+        """The memory kept for a parameter w before its first update: arrays of its shape, by name. Schedules come as such."""
+        return {}
+
+    def update(self, w: Array, g: Array, state: State, t: int, **options: Any) -> None:
+        """Change w and the arrays of its state in place, from the gradient g, which must not be written to.
+
+        t: the number of this update of this parameter, from 1. Arrays of many numbers come in pieces (flat, and in order), unless the
+        class says elementwise = False.
+        """
+        raise DefinitionError(f"{type(self).__name__} has no update", hint="Write def update(self, w, g, state, t, lr) in the class.")
+
+    def check(self, **options: Any) -> None:
+        """ArgumentError if an option makes no sense. Schedules come as such."""
+
+    # A step
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient and is not frozen; the others are left alone, with their memory.
+
+        GraphError if no parameter has a gradient.
+        """
+        due = {path: p for path, p in self.parameters.items() if p.requires_grad and p.grad is not None}
+        if not due:
+            frozen = not any(p.requires_grad for p in self.parameters.values())
+            raise GraphError(f"{type(self).__name__}.step: " + ("every parameter is frozen" if frozen else "no parameter has a gradient"),
+                             hint="Set requires_grad_(True) on what shall be learned." if frozen else
+                             "Call loss.backward() before step(), with a loss that the model has computed outside no_grad().")
+        now: dict[int, dict[str, Any]] = {}                             # each group's options as they are at this step
+        for group in (self.options, *self.options_of.values()):
+            if id(group) not in now:
+                now[id(group)] = {name: value_at(option, self.steps) for name, option in group.items()}
+        for path, p in due.items():
+            w, g, state = p.data, p.grad.data, self._state_beside(path, p.data)     # type: ignore[union-attr]   # due says so
+            self.updates[path] += 1
+            for part in _pieces(w, g, state) if self.elementwise else [(w, g, state)]:
+                self.update(*part, self.updates[path], **now[id(self.options_of[path])])
+            p.version += 1                                              # a graph that holds w now knows that it has changed
+        self.last_lr = now[id(self.options)].get("lr")
+        self.steps += 1
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for p in self.parameters.values():
+            p.grad = None
+
+    def _state_beside(self, path: str, w: Array) -> State:
+        """The memory of a parameter: made now if it was frozen when the optimizer was, and moved if the model was moved."""
+        state = self.state.get(path)
+        if state is None:
+            state = self.state[path] = self.start(w, **self.options_of[path])
+        for name, x in state.items():
+            if x.dtype != w.dtype or type(x) is not type(w) or backend.device_of(x) != backend.device_of(w):
+                state[name] = backend.asarray(x.astype(w.dtype), backend.device_of(w))
+        return state
+
+    def _grouped(self, groups: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        """The options of each parameter, once everything is known to make sense."""
+        name = type(self).__name__
+        self.check(**self.options)
+        patterns: dict[str, tuple[str, ...]] = dict.fromkeys(self.parameters, ())       # that match a path
+        for pattern, changes in groups.items():
+            for option in changes:
+                if option not in self.options:
+                    raise ArgumentError(f"{name}: the group {pattern!r} sets {option!r}, which is no option{nearest(option, self.options)}",
+                                        hint=f"The options are {', '.join(self.options)}.")
+            # "*.b" is also the b of a model that has it itself
+            paths = [path for path in self.parameters if fnmatchcase(path, pattern) or fnmatchcase("." + path, pattern)]
+            if not paths:
+                raise ArgumentError(f"{name}: no parameter matches the group {pattern!r}{nearest(pattern, self.parameters)}",
+                                    hint='A pattern is matched against the whole path: "*.b", or "features.*". See named_parameters().')
+            for path in paths:
+                patterns[path] += (pattern,)
+        options: dict[tuple[str, ...], dict[str, Any]] = {(): self.options}
+        for matching in patterns.values():
+            if matching not in options:
+                options[matching] = {**self.options, **{name: x for pattern in matching for name, x in groups[pattern].items()}}
+                self.check(**options[matching])
+        return {path: options[matching] for path, matching in patterns.items()}
+
+    # The state
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of all that a resumed run needs: "steps", and for each parameter "path.updates" (ints) and its memory (arrays).
+
+        Options are not in it: they belong to whoever makes the optimizer.
+        """
+        return {path: value if isinstance(value, int) else snapshot(value) for path, value in self._targets(self.state).items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state that `state_dict` gave, on the devices and in the dtypes of the parameters.
+
+        CheckpointError names everything that does not fit, and then nothing was changed.
+        """
+        own = dict(self.state)
+        for path, p in self.parameters.items():     # one that is frozen now may have had a memory then
+            fresh = self.start(p.data, **self.options_of[path]) if path not in own else {}
+            if fresh and all(f"{path}.{name}" in state for name in fresh):
+                own[path] = fresh
+        targets = self._targets(own)
+        found, _, _ = matched(f"load_state_dict: this {type(self).__name__}", targets, state)
+        values = {path: like(targets[path], x) for path, x in found.items()}
+        self.steps = values["steps"]
+        self.updates = {path: values[f"{path}.updates"] for path in self.updates}
+        self.state = {path: {name: values[f"{path}.{name}"] for name in arrays} for path, arrays in own.items()}
+
+    def _targets(self, state: Mapping[str, State]) -> dict[str, Any]:
+        targets: dict[str, Any] = {"steps": self.steps}
+        for path in self.parameters:
+            targets[f"{path}.updates"] = self.updates[path]
+            targets.update((f"{path}.{name}", x) for name, x in state.get(path, {}).items())
+        return targets
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return f"{type(self).__name__}({len(self.parameters)} parameters, {options})"
+
+
+def _pieces(w: Array, g: Array, state: State) -> Iterator[tuple[Array, Array, State]]:
+    """Large arrays on the CPU a piece at a time: a rule of several operations then reads memory once, and its temporaries are in cache."""
+    arrays = [w, g, *state.values()]
+    if w.size <= PIECE or backend.device_of(w) != "cpu" or not all(x.flags.c_contiguous and x.shape == w.shape for x in arrays):
+        yield w, g, state
+        return
+    flat = [x.reshape(-1) for x in arrays]          # views
+    for start in range(0, w.size, PIECE):
+        here, its_g, *rest = (x[start:start + PIECE] for x in flat)
+        yield here, its_g, dict(zip(state, rest))
+
+
+def parameters_of(caller: str, model: Any) -> dict[str, Tensor]:
+    """The leaves of a Module or a dictionary, by path. ArgumentError if there are none, GraphError for one that is no leaf."""
+    if not isinstance(model, Module | Mapping):
+        raise ArgumentError(f"{caller}: a {type(model).__name__} is no model", hint="Give a Module, or a dictionary of Parameters by path.")
+    parameters: dict[str, Tensor] = dict(model.named_parameters() if isinstance(model, Module) else model)
+    if not parameters:
+        raise ArgumentError(f"{caller}: the model has no parameters", hint="Are its layers attributes, or in lists or dicts that are?")
+    for path, p in parameters.items():
+        if not isinstance(p, Tensor) or not p.is_leaf:
+            raise GraphError(f"{caller}: {path} is a {type(p).__name__} and no leaf", hint="Give Parameters, not results of operations.")
+    if len({id(p) for p in parameters.values()}) < len(parameters):
+        raise ArgumentError(f"{caller}: one parameter comes under two paths, and would be updated twice", paths=", ".join(parameters))
+    return parameters
+
+
+def check_numbers(caller: str, **options: tuple[Any, float, float]) -> None:
+    """ArgumentError for an option outside low <= option < high, given as (option, low, high). A schedule must begin there."""
+    for name, (option, low, high) in options.items():
+        number(caller, name, value_at(option, 0), low, high)
+
+
+# By name
+
+_kinds: dict[str, type[Optimizer]] = {}
+
+
+def register(name: str) -> Callable[[Kind], Kind]:
+    """Make a kind of optimizer known by a name: `@register("sgd")` over the class."""
+    def remember(kind: Kind) -> Kind:
+        if name in _kinds and _kinds[name] is not kind:
+            raise DefinitionError(f"optim.register: there is an optimizer {name!r} already", hint="Choose another name.")
+        _kinds[name] = kind
+        return kind
+    return remember
+
+
+def names() -> list[str]:
+    """The names that `create` knows, in alphabetical order."""
+    return sorted(_kinds)
+
+
+def create(name: str, model: Parameters, **options: Any) -> Optimizer:
+    """An optimizer by its name: `create("sgd", model, lr=0.1)`. ArgumentError for a name or an option that is not known.
+
+    >>> from minidl import nn, optim
+    >>> optim.create("sgd", nn.Affine(2, 2), lr=0.1)
+    SGD(2 parameters, lr=0.1, momentum=0.0, nesterov=False, weight_decay=0.0)
+    """
+    if name not in _kinds:
+        raise ArgumentError(f"optim.create: there is no optimizer {name!r}{nearest(name, _kinds)}", hint=f"There are {', '.join(names())}.")
+    takes = [option for option in inspect.signature(_kinds[name]).parameters if option != "model"]
+    for option in options:
+        if option not in takes:
+            raise ArgumentError(f"optim.create: {name} has no option {option!r}{nearest(option, takes)}",
+                                hint=f"Its options are {', '.join(takes)}.")
+    return _kinds[name](model, **options)
