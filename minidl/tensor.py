@@ -102,7 +102,7 @@ class Tensor:
                              f"{self.node.name}", hint="Make a new Tensor, or assign to t.detach().")
         x = x._data if isinstance(x, Tensor) else x
         if not backend.is_array(x):
-            x = np.asarray(x, dtype=self._data.dtype)
+            x = backend.asarray(np.asarray(x, dtype=self._data.dtype), self.device)
         if self._requires_grad and x.dtype.kind != "f":
             raise DtypeError(f"Tensor.data: a leaf that requires a gradient cannot hold {x.dtype}", hint="Use x.astype('float32').")
         self._data = x
