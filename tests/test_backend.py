@@ -1,0 +1,150 @@
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from minidl import backend
+from minidl.errors import ArgumentError, DeviceError
+from strict import StrictArray, xp
+
+
+class FakeArray:
+    """Stands for a CuPy array: a class of a module called cupy."""
+
+    device = SimpleNamespace(id=1)
+
+
+FakeArray.__module__ = "cupy._core.core"
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    """A CuPy with one GPU, of which nothing works but what is asked for here."""
+    class OnDevice:
+        def __init__(self, number):
+            assert number == 0
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *_):
+            pass
+
+    fake = SimpleNamespace(ndarray=FakeArray, asnumpy=lambda x: np.full(2, 7.0), asarray=lambda x: FakeArray(),
+                           cuda=SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=lambda: 1), Device=OnDevice))
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    monkeypatch.setattr(backend, "_by_type", {k: v for k, v in backend._by_type.items() if k is not fake.ndarray})
+    monkeypatch.setattr(backend, "_by_name", {k: v for k, v in backend._by_name.items() if k != "cuda"})
+    return fake
+
+
+@pytest.fixture
+def no_cupy(cupy, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+
+
+class TestOf:
+    @pytest.mark.parametrize("x", [np.zeros(3), np.zeros(()), np.float32(1), np.zeros(3).view(np.recarray)])
+    def test_numpy_arrays_scalars_and_subclasses(self, x):
+        assert backend.of(x) is np
+
+    def test_a_file_in_memory(self, tmp_path):
+        assert backend.of(np.memmap(tmp_path / "x", np.float32, "w+", shape=(3,))) is np
+
+    def test_a_library_that_was_registered(self):
+        assert backend.of(xp.zeros(3)) is xp
+
+    def test_cupy_is_found_by_the_array_s_type(self, cupy):
+        assert backend.of(FakeArray()) is cupy
+
+    @pytest.mark.parametrize("x", [[1.0], 2.0, None, "a", object()])
+    def test_anything_else_is_an_error(self, x):
+        with pytest.raises(DeviceError, match=f"{type(x).__name__} is not an array of a known library"):
+            backend.of(x)
+
+
+class TestIsArray:
+    def test_of_a_known_library(self):
+        assert backend.is_array(np.zeros(())) and backend.is_array(xp.zeros(3))
+
+    @pytest.mark.parametrize("x", [np.float32(1), 1.0, [1.0], None])
+    def test_not_numbers_and_lists(self, x):
+        assert not backend.is_array(x)
+
+
+class TestDevices:
+    def test_of_arrays(self, cupy):
+        assert backend.device_of(np.zeros(3)) == "cpu"
+        assert backend.device_of(xp.zeros(3)) == "strict:0"
+        assert backend.device_of(FakeArray()) == "cuda:1"
+
+    def test_full_names(self, cupy):
+        assert backend.named_device("cpu") == "cpu"
+        assert backend.named_device("cuda") == backend.named_device("cuda:0") == "cuda:0"
+
+    @pytest.mark.parametrize("name", ["gpu", "cpu:0", "cpu:1", "cuda:x", "cuda:-1", "", "CPU"])
+    def test_that_are_not_known(self, cupy, name):
+        with pytest.raises(ArgumentError, match=f"device '{name}' is not known\n.*Devices are named"):
+            backend.named_device(name)
+
+    def test_that_are_not_there(self, cupy):
+        with pytest.raises(DeviceError, match=r"cuda:1: this machine has 1 CUDA device"):
+            backend.named_device("cuda:1")
+
+    def test_without_cupy_name_the_extra(self, no_cupy):
+        with pytest.raises(DeviceError, match=r"CuPy cannot be imported[\s\S]*pip install 'minidl\[cuda12\]'"):
+            backend.named_device("cuda")
+
+    def test_without_a_driver_say_so(self, cupy):
+        def fails():
+            raise RuntimeError("no driver")
+        cupy.cuda.runtime.getDeviceCount = fails
+        with pytest.raises(DeviceError, match=r"cuda: CuPy finds no usable GPU \(no driver\)\n.*nvidia-smi"):
+            backend.named_device("cuda")
+
+
+class TestCopies:
+    def test_an_array_that_is_there_is_given_back(self):
+        x, y = np.zeros(3), xp.zeros(3)
+        assert backend.asarray(x) is x
+        assert backend.asarray(y, "strict:0") is y
+        assert backend.to_numpy(x) is x
+
+    def test_between_devices(self):
+        x = backend.asarray(np.arange(3), "strict:0")
+        assert type(x) is StrictArray
+        np.testing.assert_array_equal(backend.asarray(x, "cpu"), [0, 1, 2])
+        np.testing.assert_array_equal(backend.to_numpy(x), [0, 1, 2])
+        assert backend.device_of(backend.asarray(x, "strict:1")) == "strict:1"
+
+    def test_to_and_from_a_gpu(self, cupy):
+        assert type(backend.asarray(np.zeros(2), "cuda:0")) is FakeArray
+        np.testing.assert_array_equal(backend.to_numpy(FakeArray()), [7, 7])
+
+    def test_of_lists(self):
+        np.testing.assert_array_equal(backend.asarray([1, 2]), [1, 2])
+        np.testing.assert_array_equal(backend.to_numpy([1, 2]), [1, 2])
+
+
+def test_synchronize_knows_the_devices():
+    backend.synchronize("cpu")
+    backend.synchronize("strict:0")
+    with pytest.raises(ArgumentError):
+        backend.synchronize("gpu")
+
+
+class TestGenerator:
+    def test_the_same_seed_gives_the_same_numbers(self):
+        assert backend.generator(3).random() == backend.generator(3).random() != backend.generator(4).random()
+
+    def test_a_generator_is_given_back(self):
+        generator = np.random.default_rng(0)
+        assert backend.generator(generator) is generator
+
+    def test_a_seed_sequence_is_spawned_a_rank(self):
+        first, second = np.random.SeedSequence(0).spawn(2)
+        assert backend.generator(first).random() != backend.generator(second).random()
+
+    def test_no_seed_is_another_each_time(self):
+        assert backend.generator().random() != backend.generator().random()
