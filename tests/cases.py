@@ -383,6 +383,27 @@ def parameters_replaced(layer, values):
         put(before)
 
 
+# The plainest answers
+
+
+def each(f, *xs):
+    """f of the numbers at every place of arrays that broadcast, one place after another."""
+    xs = np.broadcast_arrays(*xs)
+    y = np.empty(xs[0].shape)
+    for place in np.ndindex(y.shape):
+        y[place] = f(*(x[place].item() for x in xs))
+    return y
+
+
+def along(f, x, axis=None, keepdims=False):
+    """f of the list of the numbers along the axes (None: all), for each place of the others."""
+    axes = {a % x.ndim for a in (range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,))}
+    y = np.empty([1 if a in axes else n for a, n in enumerate(x.shape)])
+    for place in np.ndindex(y.shape):
+        y[place] = f(x[tuple(slice(None) if a in axes else i for a, i in enumerate(place))].ravel().tolist())
+    return y if keepdims else y.reshape([n for a, n in enumerate(x.shape) if a not in axes])
+
+
 # The same numbers in other memory orders
 
 
@@ -438,8 +459,8 @@ def assert_close(found, wanted, tolerance, what=""):
     assert len(found) == len(wanted), f"{len(found)} results, and {len(wanted)} were wanted"
     for mine, theirs in zip(found, wanted):
         mine, theirs = backend.to_numpy(mine), backend.to_numpy(theirs)
-        if theirs.shape != mine.shape and theirs.size == mine.size:
-            theirs = theirs.reshape(mine.shape)
+        if theirs.ndim == 3 and mine.ndim == 4 and (*theirs.shape[:2], theirs.size) == (*mine.shape[:2], mine.size):
+            theirs = theirs.reshape(mine.shape)             # (N, C, positions)
         assert mine.shape == theirs.shape, f"{what}: shape {mine.shape}, and {theirs.shape} was wanted"
         largest = np.abs(theirs).max(initial=1) if theirs.dtype.kind == "f" else 1
         np.testing.assert_allclose(mine, theirs, rtol=tolerance, atol=tolerance * largest, err_msg=what)
