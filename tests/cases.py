@@ -21,6 +21,7 @@ the lowest number that fails says most. A LayerCase does the same for a Module.
 
 import copy
 import pickle
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -286,6 +287,18 @@ class FunctionCase:
         return values + [x.grad.data for x in inputs if isinstance(x, Tensor) and x.grad is not None]
 
 
+class ElementwiseCase(FunctionCase):
+    """A function of each number of an array, or of the pairs of two that broadcast. `at` is the same function of Python numbers."""
+
+    at: ClassVar = None
+
+    def inputs(self, draw):
+        return draw.array()
+
+    def expected(self, *xs):
+        return each(self.at, *xs)
+
+
 class LayerCase:
     """The base of every layer's test: a Module, made anew for each example, and an input. Its weights are replaced by normal numbers."""
 
@@ -448,6 +461,11 @@ def listed(results):
     if isinstance(results, tuple):
         return [part for result in results for part in listed(result)]
     return [np.stack(results, axis=-1)] if isinstance(results, list) else [results]
+
+
+def says(*words):
+    """A pattern for pytest.raises: a text that begins with the first of the words, and has the others in this order."""
+    return "(?s)^" + ".*".join(re.escape(word) for word in words)
 
 
 def plain(y):

@@ -131,7 +131,7 @@ class Abs(Function):
 
 class Maximum(Function):
     def forward(self, a, b):
-        return backend.of(b if isinstance(a, backend.SCALARS) else a).maximum(a, b)
+        return _library(a, b).maximum(a, b)
 
     # the larger one gets the gradient; where they are equal each gets half
     def grad_a(self, gy, a, b):
@@ -143,7 +143,7 @@ class Maximum(Function):
 
 class Minimum(Function):
     def forward(self, a, b):
-        return backend.of(b if isinstance(a, backend.SCALARS) else a).minimum(a, b)
+        return _library(a, b).minimum(a, b)
 
     # the smaller one gets the gradient; where they are equal each gets half
     def grad_a(self, gy, a, b):
@@ -168,7 +168,8 @@ class Clip(Function):
 
 class Where(Function):
     def forward(self, mask, a, b):
-        return backend.of(mask).where(mask, a, b)
+        xp = _library(mask, a, b)                               # the mask of an array without axes is a plain boolean in NumPy
+        return xp.where(xp.asarray(mask), a, b)
 
     # each side gets the gradient where it was chosen; chosen, not multiplied, so that a NaN on the other side stays there
     def grad_a(self, gy, mask):
@@ -298,18 +299,28 @@ def clip(x: X, low: float | None = None, high: float | None = None) -> X:
     """
     if low is None and high is None:
         raise ArgumentError("clip: neither a lower nor an upper bound is given", hint="Give low, high, or both.")
-    return Clip(low, high)(x)
+    return Clip(_plain(low), _plain(high))(x)
 
 
 def where(mask: Any, a: Any, b: Any) -> Any:
     """a where the mask is true, b elsewhere, with broadcasting.
 
-    mask: booleans, an array or a Tensor.
+    mask: booleans: an array, a Tensor, or a single one.
 
     >>> where(np.array([True, False]), np.array([1.0, 2.0]), 0.0)
     array([1., 0.])
     """
     return Where()(mask, a, b)
+
+
+def _library(*xs: Any) -> Any:
+    """The array library of the first argument that is not a number."""
+    return next((backend.of(x) for x in xs if not isinstance(x, backend.SCALARS)), np)
+
+
+def _plain(number: Any) -> Any:
+    """A NumPy scalar as a Python number, which takes the dtype of the array beside it."""
+    return number.item() if isinstance(number, np.generic) else number
 
 
 def _reflected(function: Any) -> Any:
