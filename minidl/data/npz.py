@@ -59,7 +59,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     """What is read of a file: the four arrays, or x and y; and classes, if they are there. Other keys are not looked at."""
     key = ""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file:           # opened here, since NumPy forgets to close a damaged file
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it is one array, not an archive of several")
             there = set(archive.files)

@@ -31,7 +31,8 @@ def test_cut_off(path, length):
         read_cifar(path)
     text = message(raised)
     whole = length // RECORD * RECORD
-    assert f"file: {path}" in text and f"offset: {whole}" in text and "expected: 3073 bytes" in text and f"found: {length - whole} bytes" in text
+    assert f"file: {path}" in text and f"offset: {whole}" in text
+    assert "expected: 3073 bytes" in text and f"found: {length - whole} bytes" in text
 
 
 def test_mislabelled(path):

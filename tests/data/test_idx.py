@@ -55,7 +55,7 @@ def test_cut_off_anywhere(write, length):
 @pytest.mark.parametrize("length", range(2, len(gzip.compress(idx(IMAGES), mtime=0))))
 def test_gzip_cut_off_anywhere(write, length):
     path = write(gzip.compress(idx(IMAGES), mtime=0)[:length])
-    with pytest.raises(DataError, match="ends too early|damaged") as raised:
+    with pytest.raises(DataError, match=r"ends too early|damaged") as raised:
         read_images(path)
     text = message(raised)
     assert f"file: {path}" in text and "offset:" in text and "expected:" in text and "found:" in text

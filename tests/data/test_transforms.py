@@ -9,8 +9,8 @@ from minidl.data import Compose, Dataset, HorizontalFlip, Normalise, RandomCrop,
 from minidl.data.transforms import rows
 from minidl.errors import ArgumentError, DefinitionError, DtypeError, ShapeError
 
-ALL = [Shift(2), Shift(0), RandomCrop(3), RandomCrop(0, size=3), RandomCrop(1, size=(9, 4), fill=0.5), HorizontalFlip(), Normalise(0.2, 0.5),
-       Normalise([0.1, 0.2, 0.3], [1, 2, 3]), Compose(), Compose(RandomCrop(2), HorizontalFlip(), Normalise(0.5, 0.5))]
+ALL = [Shift(2), Shift(0), RandomCrop(3), RandomCrop(0, size=3), RandomCrop(1, size=(9, 4), fill=0.5), HorizontalFlip(),
+       Normalise(0.2, 0.5), Normalise([0.1, 0.2, 0.3], [1, 2, 3]), Compose(), Compose(RandomCrop(2), HorizontalFlip(), Normalise(0.5, 0.5))]
 REPR = {"ids": repr}
 
 
@@ -44,7 +44,8 @@ def test_the_result_is_not_the_argument(transform):
 
 
 @settings(derandomize=True, max_examples=30, deadline=None)
-@given(pixels=st.integers(0, 9), height=st.integers(1, 6), width=st.integers(1, 6), fill=st.sampled_from([0.0, 0.25]), seed=st.integers(0, 99))
+@given(pixels=st.integers(0, 9), height=st.integers(1, 6), width=st.integers(1, 6), fill=st.sampled_from([0.0, 0.25]),
+       seed=st.integers(0, 99))
 def test_shift_pixel_by_pixel(pixels, height, width, fill, seed):
     generator = np.random.default_rng(seed)
     x = generator.random((4, 2, height, width), dtype=np.float32)
