@@ -19,7 +19,7 @@ import numpy as np
 from minidl import backend
 from minidl.backend import Array
 from minidl.errors import ArgumentError, DefinitionError, GraphError, ShapeError
-from minidl.graph import Function, Node, Plan, check_finite, freed, mode, switched
+from minidl.graph import PASSING, Function, Node, Plan, check_finite, freed, mode, switched
 from minidl.tensor import Tensor, make, watched
 
 __all__ = ["Function", "Node", "Observer", "backward", "check_numerics", "check_saved", "grad", "hvp", "no_grad", "observe", "sum_to"]
@@ -254,6 +254,9 @@ class Walk:
         if self.useful is not None and edge not in self.useful:
             return None
         gradient = method(node.function, *[values[name] for name in names])
+        if type(gradient) in PASSING:
+            raise DefinitionError(f"{node.name}: the rule for {node.function.label(i)} gave a {type(gradient).__name__}, and no gradient",
+                                  hint="A rule gives an array, or a Tensor if it was given Tensors.")
         shape, dtype = (edge.shape, edge.dtype) if isinstance(edge, Tensor) else edge[0].like[edge[1]]
         if gradient.shape != shape:
             gradient = _summed(gradient, shape, node, i)

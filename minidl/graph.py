@@ -112,7 +112,7 @@ class Plan:
             raise DefinitionError(f"{cls.__name__}: forward takes *{self.args[-1]} beside other arguments",
                                   hint="Let *xs be the only argument, and make the others options of the class.")
 
-    def _read(self, cls: type[Function], name: str) -> Rule:
+    def _read(self, cls: type[Function], name: str, waiting: tuple[str, ...] = ()) -> Rule:
         """The rule or shared method of this name, and whatever it names that must be computed first."""
         method = getattr(cls, name)
         names = tuple(inspect.signature(method).parameters)[1:]
@@ -120,10 +120,12 @@ class Plan:
         for wanted in names:
             if wanted in given or wanted in self.shared:
                 continue
-            if wanted == name or not inspect.isfunction(getattr(cls, wanted, None)):
+            if wanted in (name, *waiting):
+                raise DefinitionError(f"{cls.__name__}.{name} names {wanted!r}, which needs {name} first")
+            if not inspect.isfunction(getattr(cls, wanted, None)):
                 raise DefinitionError(f"{cls.__name__}.{name} names {wanted!r}, which is no input, output, gradient or method",
                                       inputs=self.args, outputs=self.outputs, gradients=self.gradients)
-            self.shared[wanted] = self._read(cls, wanted)
+            self.shared[wanted] = self._read(cls, wanted, (*waiting, name))
         return Rule(method, names)
 
     def kept(self, wanted: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -331,6 +333,8 @@ class Node:
         """
         if self.function is None:
             raise freed(self)
+        if name not in self.function.plan.args:
+            raise GraphError(f"{self.where()} has no argument {name!r}", arguments=", ".join(self.function.plan.args))
         i = self.function.plan.args.index(name)
         edge = self.edges[i] if i < len(self.edges) else None
         if isinstance(edge, Tensor):
