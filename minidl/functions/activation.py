@@ -22,6 +22,8 @@ X = TypeVar("X")
 
 
 class ReLU(Function):
+    name = "relu"
+
     def forward(self, x):
         return backend.of(x).maximum(x, 0)
 
@@ -31,6 +33,7 @@ class ReLU(Function):
 
 
 class LeakyReLU(Function):
+    name = "leaky_relu"
     slope: float
 
     def forward(self, x):
@@ -104,6 +107,8 @@ class GELU(Function):
 
 
 class TanhGELU(Function):
+    name = "gelu"
+
     def forward(self, x):
         return x * (backend.of(x).tanh(self.inner(x)) + 1) * 0.5
 

@@ -18,6 +18,8 @@ from minidl.tensor import Tensor
 
 
 class MatMul(Function):
+    name = "matmul"
+
     def forward(self, a, b):
         return a @ b
 

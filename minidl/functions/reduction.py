@@ -95,6 +95,8 @@ class Min(Max):
 
 
 class LogSumExp(Reduction):
+    name = "logsumexp"
+
     def forward(self, x):
         self.remember(x)
         xp = backend.of(x)
@@ -109,6 +111,7 @@ class LogSumExp(Reduction):
 
 
 class CumSum(Function):
+    name = "cumsum"
     axis: int
 
     def forward(self, x):

@@ -54,6 +54,7 @@ class BroadcastTo(Function):
 
 
 class GetItem(Function):
+    name = "getitem"
     key: Any
 
     def forward(self, x):
@@ -120,6 +121,7 @@ class Flip(Function):
 
 
 class AsType(Function):
+    name = "astype"
     dtype: Any
 
     def forward(self, x):
@@ -131,6 +133,7 @@ class AsType(Function):
 
 
 class ToDevice(Function):
+    name = "to"
     device: str
 
     def forward(self, x):
