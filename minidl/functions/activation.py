@@ -167,7 +167,7 @@ def leaky_relu(x: X, slope: float = 0.01) -> X:
     >>> leaky_relu(np.array([-1.0, 2.0]))
     array([-0.01,  2.  ])
     """
-    return LeakyReLU(slope)(x)
+    return LeakyReLU(float(slope))(x)
 
 
 def elu(x: X, alpha: float = 1.0) -> X:
@@ -176,7 +176,7 @@ def elu(x: X, alpha: float = 1.0) -> X:
     >>> elu(np.array([-1.0, 2.0]))
     array([-0.63212056,  2.        ])
     """
-    return ELU(alpha)(x)
+    return ELU(float(alpha))(x)
 
 
 def sigmoid(x: X) -> X:
