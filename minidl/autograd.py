@@ -18,7 +18,7 @@ import numpy as np
 
 from minidl import backend
 from minidl.backend import Array
-from minidl.errors import ArgumentError, DefinitionError, GraphError, ShapeError
+from minidl.errors import ArgumentError, DefinitionError, DeviceError, GraphError, ShapeError
 from minidl.graph import PASSING, Function, Node, Plan, check_finite, freed, mode, switched
 from minidl.tensor import Tensor, make, watched
 
@@ -214,7 +214,8 @@ class Walk:
         if node.watchers is not None and not self.observe_only:
             gradients = [self._show(node.watchers.get(k), gradient) for k, gradient in enumerate(gradients)]
         if self.targets is not None:
-            self.found.update(((node, k), gradient) for k, gradient in enumerate(gradients) if (node, k) in self.targets)
+            self.found.update(((node, k), self._copy(gradient)) for k, gradient in enumerate(gradients)
+                              if gradient is not None and (node, k) in self.targets)
             if not any(edge in self.useful for edge in node.edges):     # type: ignore[operator]   # set by _look_ahead
                 return
         function = node.function
@@ -275,7 +276,7 @@ class Walk:
         gradient = self._hooked(watchers.hooks, gradient)
         tensor = watchers.retain() if watchers.retain is not None else None
         if tensor is not None and self.targets is None:
-            self._leave(tensor, gradient * 1)
+            self._leave(tensor, self._copy(gradient))
         return gradient
 
     def _hooked(self, hooks: list[Callable], gradient: Any) -> Any:
@@ -284,7 +285,7 @@ class Walk:
             if given is not None:
                 if given.shape != gradient.shape:
                     raise ShapeError(f"register_hook: the hook gave a gradient of shape {given.shape}, where {gradient.shape} belongs")
-                gradient = given if self.create_graph else _plain(given).copy()
+                gradient = given if self.create_graph else _plain(given)
         return gradient
 
     def _finish(self, leaf: Tensor) -> None:
@@ -292,27 +293,30 @@ class Walk:
         gradient = self._take(leaf)
         if self.observe_only:
             return
-        watchers = leaf.watchers
-        if watchers is not None:
-            gradient = self._hooked(watchers.hooks, gradient)
         if self.targets is not None:
             self.found[leaf] = gradient
             return
         self._leave(leaf, gradient)
-        if watchers is not None:
-            for hook in list(watchers.ready):
+        if leaf.watchers is not None:
+            for hook in list(leaf.watchers.ready):
                 hook(leaf)
 
     def _take(self, leaf: Tensor) -> Any:
-        """A complete gradient, out of the dictionary, in memory that nobody else holds: not the seed, a view, or another's gradient."""
+        """A complete gradient, out of the dictionary and through the leaf's hooks, in memory that nobody else holds: not the seed, a view,
+        another's gradient, or what a hook has kept."""
         gradient = self.gradients.pop(leaf)
+        if leaf.watchers is not None and not self.observe_only:
+            gradient = self._hooked(leaf.watchers.hooks, gradient)
         if self.create_graph:
-            return gradient * 1                                     # a copy that stays in the graph
+            return self._copy(gradient)
         alone = sys.getrefcount(gradient) <= ALONE
         base: Any = gradient.base
         if alone and base is not None:                              # a view of the whole of an array that only the view holds is as good
             alone = getattr(base, "size", 0) == gradient.size and base.base is None and sys.getrefcount(base) <= ALONE + 1
         return gradient if alone else gradient.copy()
+
+    def _copy(self, gradient: Any) -> Any:
+        return gradient * 1 if self.create_graph else gradient.copy()       # times 1: a copy that stays in the graph
 
     def _leave(self, tensor: Tensor, gradient: Any) -> None:
         """Add to `.grad`."""
@@ -421,7 +425,13 @@ def _seed(y: Tensor, given: Any, caller: str) -> Any:
         array = backend.asarray(np.asarray(array, dtype=y.dtype), y.device)
     if array.shape != y.shape:
         raise ShapeError(f"{caller}: the gradient given has shape {array.shape}, and the Tensor has {y.shape}")
-    return given if isinstance(given, Tensor) else array.astype(y.dtype, copy=False)
+    device = backend.device_of(array)
+    if device != y.device:
+        raise DeviceError(f"{caller}: the gradient given is on {device}, and the Tensor on {y.device}",
+                          hint=f"Bring it there: minidl.backend.asarray(gradient, {y.device!r}).")
+    if isinstance(given, Tensor):
+        return given if given.dtype == y.dtype else given.astype(y.dtype)
+    return array.astype(y.dtype, copy=False)
 
 
 def _sequence(x: Any) -> Sequence[Any]:
