@@ -116,7 +116,7 @@ class Draw:
         shape = self.choice(*SHAPES) if shape is None else shape
         if distinct:
             count = int(np.prod(shape))
-            return (self.random.permutation(count).reshape(shape) - count / 2) * 0.05
+            return np.asarray((self.random.permutation(count).reshape(shape) - count / 2) * 0.05)
         return np.asarray(self.random.standard_normal(shape) if low is None else self.random.uniform(low, high, shape))
 
     def pair(self, **kwargs):

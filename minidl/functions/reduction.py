@@ -13,7 +13,7 @@ import numpy as np
 from minidl import backend
 from minidl.backend import Array
 from minidl.errors import ShapeError
-from minidl.functions.arithmetic import exp
+from minidl.functions.arithmetic import exp, where
 from minidl.functions.shape import broadcast_to, flip
 from minidl.graph import Function
 from minidl.tensor import Tensor
@@ -68,6 +68,9 @@ class Var(Reduction):
 
     def forward(self, x):
         self.remember(x)
+        if self.count <= self.ddof:
+            raise ShapeError(f"var: {self.count} numbers along axis {self.axis}, and ddof is {self.ddof}", x=f"{x.shape}",
+                             hint="A variance needs more numbers than ddof.")
         return x.var(axis=self.axis, ddof=self.ddof, keepdims=self.keepdims)
 
     # d/dx_i of sum (x - m)^2 / (n - ddof) = 2 (x_i - m) / (n - ddof); the mean moves too, but the sum of x - m is 0
@@ -101,13 +104,21 @@ class LogSumExp(Reduction):
         self.remember(x)
         xp = backend.of(x)
         top = x.max(axis=self.axis, keepdims=True)
-        top = xp.where(xp.isfinite(top), top, 0).astype(x.dtype)        # the largest term becomes e^0: no overflow; all -inf stay so
-        y = xp.log(xp.exp(x - top).sum(axis=self.axis, keepdims=True)) + top
+        shift = xp.where(xp.isfinite(top), top, 0).astype(x.dtype)      # the largest term becomes e^0: no overflow
+        total = xp.exp(x - shift).sum(axis=self.axis, keepdims=True)
+        y = xp.log(xp.where(total == 0, 1, total)) + top                # nothing but -inf gives -inf
         return y if self.keepdims else y.squeeze(axis=self.axis)
 
-    # d/dx_i log sum e^x = e^x_i / sum e^x
+    # d/dx_i log sum e^x = e^x_i / sum e^x, and 0 where nothing is summed
     def grad_x(self, gy, x, y):
-        return self.with_axes(gy) * exp(x - self.with_axes(y))
+        return self.with_axes(gy) * exp(x - self.with_axes(where(y == -np.inf, 0.0, y)))
+
+
+class Argmax(Function):
+    axis: int | None
+
+    def forward(self, x):
+        return x.argmax(axis=self.axis)
 
 
 class CumSum(Function):
@@ -175,7 +186,7 @@ def argmax(x: Any, axis: int | None = None) -> Array:
     >>> argmax(np.array([[1.0, 5.0], [7.0, 4.0]]), axis=1)
     array([1, 0])
     """
-    return (x.data if isinstance(x, Tensor) else x).argmax(axis=axis)
+    return Argmax(axis)(x.data if isinstance(x, Tensor) else x)
 
 
 def logsumexp(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
