@@ -7,9 +7,10 @@
     train           the loop, also `python -m minidl.train`
 """
 
-from minidl import functions
+from minidl import data, functions, models, nn, optim
 from minidl.autograd import Function, Observer, check_numerics, check_saved, grad, hvp, no_grad
 from minidl.tensor import Tensor
 
 __version__ = "0.1.0"
-__all__ = ["Function", "Observer", "Tensor", "check_numerics", "check_saved", "functions", "grad", "hvp", "no_grad"]
+__all__ = ["Function", "Observer", "Tensor", "check_numerics", "check_saved", "data", "functions", "grad", "hvp", "models", "nn", "no_grad",
+           "optim"]

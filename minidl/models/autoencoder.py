@@ -19,6 +19,8 @@ class Autoencoder(nn.Module):
     0 ... 1. widths: of the layers down to the code; the way back mirrors them. init: Xavier's, because of the tanh.
     """
 
+    reconstructs = True             # what it learns is its input: the training command asks
+
     def __init__(self, input_shape: tuple[int, ...], widths: tuple[int, ...] = (1000, 500, 250, 30), init: Init = xavier_normal,
                  generator: Source = None, dtype: Any = "float32"):
         rng = backend.generator(generator)

@@ -1,0 +1,242 @@
+"""The training loop: seven steps, over and over.
+
+`fit` is the loop, `evaluate` looks how well the model does, and `Run` is where a run stands: all that a checkpoint must hold so that
+a run which is stopped goes on as if it had not been. Everything else that happens meanwhile (showing, saving) is a callback's business;
+the command around it is train.py.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from minidl import backend, optim
+from minidl import functions as F
+from minidl.autograd import no_grad
+from minidl.backend import Array
+from minidl.data import Loader
+from minidl.data.loader import share
+from minidl.errors import ArgumentError, DataError, NumericsError
+from minidl.nn import Module
+from minidl.optim import Optimizer
+from minidl.tensor import Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is learned: a loss, and what counts as a right answer.
+
+    loss(outputs, x, y) is the mean over the minibatch, a Tensor. right(outputs, y) is the number of right answers, None if there is no
+    such thing.
+    """
+
+    loss: Callable[[Any, Array, Array], Tensor]
+    right: Callable[[Array, Array], int] | None = None
+
+
+def classification(label_smoothing: float = 0.0) -> Objective:
+    """Softmax cross-entropy, and the share of examples whose largest output is their class."""
+    def loss(outputs: Any, x: Array, y: Array) -> Tensor:
+        return F.softmax_cross_entropy(outputs, y, label_smoothing=label_smoothing)
+
+    return Objective(loss, lambda outputs, y: int((outputs.argmax(axis=1) == y).sum()))
+
+
+def reconstruction() -> Objective:
+    """For an autoencoder: Bernoulli cross-entropy between the outputs and the flattened inputs, which lie in [0, 1]; no right answers."""
+    return Objective(lambda outputs, x, y: F.binary_cross_entropy_with_logits(outputs, F.flatten(x)))
+
+
+class Callback:
+    """What can be done while a run goes on. Overwrite what is needed; each gets the Run."""
+
+    def start(self, run: Run) -> None:
+        """Before the first minibatch."""
+
+    def step(self, run: Run, loss: float) -> None:
+        """After every update, with the loss of its minibatch."""
+
+    def epoch(self, run: Run, metrics: dict[str, Any]) -> None:
+        """After every epoch, with its metrics, which are also the last of `run.history`."""
+
+    def end(self, run: Run) -> None:
+        """After the last minibatch, or when the run was asked to stop."""
+
+
+@dataclass
+class Run:
+    """Where a run stands. Set `stop` and the loop ends after the minibatch that it is at."""
+
+    model: Module
+    optimizer: Optimizer
+    epochs: int
+    minibatches: int                    # an epoch
+    epoch: int = 0                      # finished
+    minibatch: int = 0                  # finished, of the present epoch
+    step: int = 0                       # updates so far
+    loss: float = 0.0                   # of the present epoch: the sum over its examples
+    right: int = 0
+    seen: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    stop: bool = False
+
+    NUMBERS = ("epoch", "minibatch", "step", "loss", "right", "seen", "seconds", "history")
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self.epoch >= self.epochs
+
+    def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """All of it, as a checkpoint takes it: the arrays by name, and what JSON can hold."""
+        optimizer = self.optimizer.state_dict()
+        arrays = {f"model.{name}": x for name, x in self.model.state_dict().items()}
+        arrays |= {f"optimizer.{name}": x for name, x in optimizer.items() if backend.is_array(x)}
+        numbers = {name: x for name, x in optimizer.items() if not backend.is_array(x)}
+        return arrays, {"run": {name: getattr(self, name) for name in self.NUMBERS}, "optimizer": numbers}
+
+    def load_state(self, arrays: dict[str, Array], rest: dict[str, Any]) -> None:
+        """Go back to where `state` was taken. CheckpointError if it is another model's or another optimizer's."""
+        self.model.load_state_dict(part(arrays, "model."))
+        self.optimizer.load_state_dict(part(arrays, "optimizer.") | rest["optimizer"])
+        for name in self.NUMBERS:
+            setattr(self, name, rest["run"][name])
+
+
+def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int = 1, callbacks: Sequence[Callback] = (), *,
+        objective: Objective | None = None, accumulate: int = 1, clip: float | None = None,
+        resume: tuple[dict[str, Array], dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+    """Train a model, and give the metrics of every epoch.
+
+    train, test: a Loader, a Dataset, or a pair of arrays (x, y); test may be None. epochs: passes over the training data.
+    objective: what is learned; `classification()` unless given. accumulate: each minibatch goes through the model in so many parts,
+    whose gradients are added, to save memory. clip: the largest norm that the gradient may have.
+    resume: arrays and rest of a checkpoint (`Run.state`), to go on from there.
+    The metrics are epoch, train_loss, train_accuracy, test_loss, test_accuracy (None where there is no such thing), seconds (of the
+    training part) and images_per_second. NumericsError, naming the step, as soon as the loss is not finite: before the update.
+
+    >>> from minidl import data, models, optim
+    >>> train, test = data.load("digits")
+    >>> model = models.create("mlp", input_shape=(1, 8, 8), classes=10, generator=0)
+    >>> history = fit(model, train, test, optim.SGD(model, lr=0.1, momentum=0.9), epochs=2)
+    >>> history[-1]["epoch"], history[-1]["test_accuracy"] > 0.9
+    (2, True)
+    """
+    objective = objective or classification()
+    loader = train if isinstance(train, Loader) else Loader(train)
+    if accumulate < 1:
+        raise ArgumentError(f"fit: accumulate is {accumulate}, and must be at least 1")
+    if not len(loader):
+        raise DataError("fit: the training data has no minibatch", hint="Is the data empty, or the batch size larger than the data?")
+    run = Run(model, optimizer, epochs, len(loader))
+    if resume is not None:
+        run.load_state(*resume)
+
+    # Step 1, initialise W, was done by whoever made the model (models.create), or by the checkpoint.
+    for callback in callbacks:
+        callback.start(run)
+    while not run.finished:
+        model.train()
+        started = time.perf_counter()
+        for x, y in loader.epoch(run.epoch, start=run.minibatch):               # Step 2: take a minibatch.
+            x, y = to_model(model, x), to_model(model, y)
+            optimizer.zero_grad()
+            total = 0.0
+            for part_x, part_y in parts(x, y, accumulate):
+                share = len(part_x) / len(x)
+                outputs = model(part_x)                                         # Step 3: forward, from images to outputs.
+                loss = objective.loss(outputs, part_x, part_y)                  # Step 4: the loss, how wrong they are.
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise NumericsError(f"fit: the loss is {value} at step {run.step + 1} (epoch {run.epoch + 1}, minibatch "
+                                        f"{run.minibatch + 1})", hint="The weights have run away. Try a smaller learning rate, or clip.")
+                loss.backward(share)                                            # Steps 5 and 6: its gradient at the outputs, and
+                total += value * share                                          # from there backward to the gradient of every W.
+                if objective.right is not None:
+                    run.right += objective.right(outputs.data, part_y)
+            if clip is not None:
+                optim.clip_grad_norm(model, clip)
+            optimizer.step()                                                    # Step 7: update W, a step down the gradient.
+
+            run.loss += total * len(x)
+            run.seen += len(x)
+            run.minibatch += 1
+            run.step += 1
+            run.seconds += time.perf_counter() - started
+            for callback in callbacks:
+                callback.step(run, total)
+            started = time.perf_counter()
+            if run.stop:
+                break
+        if run.minibatch == run.minibatches:
+            end_epoch(run, test, objective, callbacks)
+        if run.stop:
+            break
+    for callback in callbacks:
+        callback.end(run)
+    return run.history
+
+
+def end_epoch(run: Run, test: Any, objective: Objective, callbacks: Sequence[Callback]) -> None:
+    """Take the metrics of an epoch and set the Run to the start of the next one."""
+    test_loss, test_accuracy = (None, None) if test is None else evaluate(run.model, test, objective)
+    metrics = {
+        "epoch": run.epoch + 1,
+        "train_loss": run.loss / run.seen,
+        "train_accuracy": None if objective.right is None else run.right / run.seen,
+        "test_loss": test_loss,
+        "test_accuracy": test_accuracy,
+        "seconds": run.seconds,
+        "images_per_second": run.seen / run.seconds,
+    }
+    run.history.append(metrics)
+    run.epoch, run.minibatch, run.loss, run.right, run.seen, run.seconds = run.epoch + 1, 0, 0.0, 0, 0, 0.0
+    for callback in callbacks:
+        callback.epoch(run, metrics)
+
+
+@no_grad()
+def evaluate(model: Module, data: Any, objective: Objective | None = None) -> tuple[float, float | None]:
+    """Mean loss and share of right answers over all of a data set, in evaluation mode; every example counts once.
+
+    data: a Loader, a Dataset, or a pair of arrays. Gives (loss, accuracy); accuracy is None where the objective has none.
+    """
+    objective = objective or classification()
+    loader = data if isinstance(data, Loader) else Loader(data, batch_size=256, shuffle=False)
+    training = model.training
+    model.eval()
+    loss, right, seen = 0.0, 0, 0
+    try:
+        for x, y in loader.epoch(0):
+            x, y = to_model(model, x), to_model(model, y)
+            outputs = model(x)
+            outputs = outputs if isinstance(outputs, Tensor) else Tensor(outputs)
+            loss += float(objective.loss(outputs, x, y)) * len(x)
+            right += 0 if objective.right is None else objective.right(outputs.data, y)
+            seen += len(x)
+    finally:
+        model.train(training)
+    if not seen:
+        raise DataError("evaluate: the data has no example")
+    return loss / seen, None if objective.right is None else right / seen
+
+
+def to_model(model: Module, x: Array) -> Array:
+    """An array on the device of the model's parameters."""
+    first = next(model.named_parameters(), None)
+    return x if first is None else backend.asarray(x, first[1].device)
+
+
+def parts(x: Array, y: Array, count: int) -> list[tuple[Array, Array]]:
+    """A minibatch in parts, cut as between so many processes; empty parts are left out."""
+    slices = [share(len(x), i, count) for i in range(count)]
+    return [(x[s], y[s]) for s in slices if s.start < s.stop]
+
+
+def part(arrays: dict[str, Array], prefix: str) -> dict[str, Array]:
+    """The entries whose names begin so, without the beginning."""
+    return {name.removeprefix(prefix): x for name, x in arrays.items() if name.startswith(prefix)}
