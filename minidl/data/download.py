@@ -1,9 +1,9 @@
 """Where the files of a named data set lie, and how they get there: by hand, or from the web with pooch.
 
-A file appears in its folder whole or not at all: it is downloaded beside it, its checksum is compared, and only then is it moved. So a
-download that was cut off or changed is never taken for a data set later, and several processes may download at once. Files that are already
-there are not compared with a checksum, since others than the published ones may be meant; their readers check what they can.
-What the files mean is the catalogue's business.
+A file appears in its folder whole or not at all: it is downloaded beside it, its checksum is compared, and only then is it moved.
+So a download that was cut off or changed is never taken for a data set later, and several processes may download at once. Files that
+are already there are not compared with a checksum, since others than the published ones may be meant; their readers check what they
+can. What the files mean is the catalogue's business.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Source:
     """A data set on the web: what it consists of, where it is, and by which checksums it is known."""
 
     folder: str                         # the folder of its own, inside the data folder
-    files: tuple[str, ...]              # what its reader needs; each may also be there gzipped, with .gz behind its name
-    sha256: dict[str, str]              # what is downloaded: the files, gzipped, or one tar archive of all of them
+    files: tuple[str, ...]              # what its reader needs
+    sha256: dict[str, str]              # what is downloaded: the files, gzipped (and kept so), or one tar archive of all of them
     urls: tuple[str, ...]               # the folders on the web that have these, tried in this order
 
     @property
@@ -40,6 +40,7 @@ class Source:
 IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 CIFAR = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
 
+# The checksums are those that TensorFlow Datasets publishes.
 SOURCES = {
     "mnist": Source("mnist", IDX, {
         "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
@@ -102,7 +103,7 @@ def locate(name: str, data_dir: str | os.PathLike[str] | None = None, mirror: st
 def _present(folder: Path, source: Source) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in source.files:
-        for path in (folder / file, folder / f"{file}.gz"):
+        for path in (folder / file,) if source.archive else (folder / file, folder / f"{file}.gz"):
             if path.is_file():
                 found.setdefault(file, path)
     return found

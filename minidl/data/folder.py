@@ -4,8 +4,8 @@
     pets/cat/2.png          or      pets/train/dog/1.png
     pets/dog/1.png                  pets/test/cat/2.png
 
-On the left the test is drawn here, always the same one; on the right it is what the folder says. Classes and files are taken in the order
-of their names. How one image is read is in images.py.
+On the left the test is drawn here, always the same one; on the right it is what the folder says. Classes and files are taken in the
+order of their names. How one image is read is in images.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from minidl.data.dataset import Dataset, set_aside
-from minidl.data.images import look, read_bytes
+from minidl.data.images import read_bytes
 from minidl.errors import DataError
 
 LAYOUT = "Lay it out as FOLDER/CLASS/IMAGE.png, or as FOLDER/train/CLASS/IMAGE.png and FOLDER/test/CLASS/IMAGE.png."
@@ -27,8 +27,8 @@ def read_folder(folder: Path, size: tuple[int, int] | None = None) -> tuple[Data
 
     size: height and width to which every image is stretched; None asks that they are all of one size already.
     Without sub-folders train and test, a fifth of the images is the test, each class having its share.
-    Names that begin with a dot, and files beside the class folders, are left out. DataError, with the path, for an image that cannot
-    be read or has another size, a class without images, train without test, classes of the test that training does not know.
+    Names that begin with a dot, Thumbs.db, and files beside the class folders are left out. DataError, with the path, for an image that
+    cannot be read or has another size, a class without images, train without test, a class of the test that training does not know.
     """
     tops = {path.name: path for path in _folders(folder)}
     if not {"train", "test"} & set(tops):
@@ -81,15 +81,16 @@ def _classes(folder: Path) -> tuple[list[Path], np.ndarray, tuple[str, ...]]:
 
 
 def _read(files: list[Path], size: tuple[int, int] | None) -> np.ndarray:
-    looks = [look(file) for file in files]              # headers first: what does not fit is found before anything is read
-    channels = max(each for each, _ in looks)
-    first = looks[0][1]
-    for file, (_, found) in zip(files, looks):
-        if size is None and found != first:
+    images = [read_bytes(files[0], size=size)]
+    height, width = images[0].shape[1:]
+    for file in files[1:]:
+        images.append(read_bytes(file, size=size))
+        found = images[-1].shape[1:]
+        if found != (height, width):
             raise DataError("folder: the images are not all of one size", file=file, found=f"{found[0]} x {found[1]}",
-                            expected=f"{first[0]} x {first[1]}, as {files[0]}",
-                            hint=f"Have them all stretched to one size: size={first}.")
-    x = np.empty((len(files), channels, *(size or first)), np.uint8)
-    for image, file in zip(x, files):
-        image[...] = read_bytes(file, channels, size)
+                            expected=f"{height} x {width}, as {files[0]}",
+                            hint=f"Have them all stretched to one size: size=({height}, {width}).")
+    x = np.empty((len(images), max(len(image) for image in images), height, width), np.uint8)
+    for place, image in zip(x, images):
+        place[...] = image              # a grey image among coloured ones is repeated in each channel
     return x

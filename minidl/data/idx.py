@@ -97,7 +97,11 @@ def _read(stream: Any, path: Path, magic: bytes | None, size: int | None = None)
         raise DataError("idx: the gzipped file is damaged", **end, found=error, hint=AGAIN) from None
     if rest:
         raise DataError("idx: the file goes on after its last number", **end, found="more bytes", hint=AGAIN)
-    return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+    try:
+        return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+    except ValueError as error:         # no numbers, but lengths beyond all bounds; or more than 64 axes
+        raise DataError("idx: no array has this shape", file=path, offset=3, expected="a shape that NumPy can make",
+                        found=f"{axes} axes: {error}", hint=AGAIN) from None
 
 
 def _take(stream: Any, path: Path, offset: int, count: int, what: str) -> bytearray:

@@ -42,13 +42,19 @@ def read_image(path: str | os.PathLike[str], shape: tuple[int, ...]) -> np.ndarr
     return read_bytes(path, shape[0], (shape[1], shape[2])) / np.float32(255)
 
 
-def read_bytes(path: str | os.PathLike[str], channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
-    """An image file as uint8 (C, H, W), 0 to 255; stretched to size (H, W) if one is given. DataError as in `read_image`."""
+def read_bytes(path: str | os.PathLike[str], channels: int = 0, size: tuple[int, int] | None = None) -> np.ndarray:
+    """An image file as uint8 (C, H, W), 0 to 255.
+
+    channels: 1 (grey) or 3 (colour); 0 leaves it to the file. size: (H, W) to stretch it to. DataError as in `read_image`.
+    """
     with _opened(path) as image:
         from PIL import ImageOps
         from PIL.Image import Resampling, fromarray, new
 
+        channels = channels or (1 if image.mode in GREY else 3)
         image = ImageOps.exif_transpose(image)
+        if image.mode == "F":
+            raise ValueError("its pixels are real numbers, and which of them is white is not known")
         if image.mode.startswith("I"):                          # 16 bits a pixel: convert would clip what is above 255
             image = fromarray((np.clip(np.asarray(image), 0, 65535) // 257).astype(np.uint8))
         if image.has_transparency_data:
@@ -60,14 +66,6 @@ def read_bytes(path: str | os.PathLike[str], channels: int, size: tuple[int, int
             image = image.resize(size[::-1], Resampling.BILINEAR)
         pixels = np.array(image)
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def look(path: str | os.PathLike[str]) -> tuple[int, tuple[int, int]]:
-    """How many channels an image file has, 1 or 3, and its height and width, from its header alone. DataError as in `read_image`."""
-    with _opened(path) as image:
-        turned = image.getexif().get(0x0112, 1) >= 5           # the tag Orientation: 5 to 8 lie on their side
-        width, height = image.size[::-1] if turned else image.size
-        return (1 if image.mode in GREY else 3), (height, width)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ same on one process as on many, each of which takes its contiguous part of them.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from minidl.data.dataset import Dataset
 from minidl.data.prefetch import Prefetch
-from minidl.data.transforms import Transform, rows
+from minidl.data.transforms import Transform, rows, whole
 from minidl.errors import ArgumentError, DataError, DtypeError, ShapeError
 
 Batch = tuple[np.ndarray, np.ndarray]
@@ -31,7 +30,8 @@ class Loader:
     rank, ranks: this process is number `rank` of `ranks`. It gets a contiguous part of each minibatch; the parts differ by at most one
     sample, the first ranks getting the longer ones. Where a minibatch has fewer samples than there are ranks, the last ranks get an
     empty part, so that every rank makes the same number of steps.
-    prefetch: how many minibatches are made ahead of time, in a thread; 0 makes each when it is asked for. The bits are the same.
+    prefetch: how many minibatches are made ahead of time, in a thread in which the transform runs too; 0 makes each when it is asked
+    for. The bits are the same.
     drop_last: leave out the last minibatch of an epoch if it is smaller than the others.
     A `for` over the loader itself runs through epoch 0 the first time, epoch 1 the next, and so on.
     ShapeError for x and y of different lengths, ArgumentError for a value that makes no sense, DataError for no samples.
@@ -44,13 +44,13 @@ class Loader:
     def __init__(self, data: Dataset | tuple[Any, Any], batch_size: int = 64, shuffle: bool = True, seed: int = 0,
                  transform: Transform | None = None, rank: int = 0, ranks: int = 1, prefetch: int = 2, drop_last: bool = False):
         self.data = _dataset(data)
-        self.batch_size = _whole("batch_size", batch_size, least=1)
+        self.batch_size = whole("Loader", "batch_size", batch_size, 1)
         self.shuffle, self.drop_last = shuffle, drop_last
-        self.seed = _whole("seed", seed, least=0)
+        self.seed = whole("Loader", "seed", seed, 0)
         self.transform = transform
-        self.ranks = _whole("ranks", ranks, least=1)
-        self.rank = _whole("rank", rank, least=0)
-        self.prefetch = _whole("prefetch", prefetch, least=0)
+        self.ranks = whole("Loader", "ranks", ranks, 1)
+        self.rank = whole("Loader", "rank", rank, 0)
+        self.prefetch = whole("Loader", "prefetch", prefetch, 0)
         self.next_epoch = 0             # the one that the next `for` over the loader runs through
         if self.rank >= self.ranks:
             raise ArgumentError(f"Loader: there is no rank {rank} of {ranks}", hint=f"Ranks count from 0: the last is {ranks - 1}.")
@@ -65,8 +65,8 @@ class Loader:
 
     def __len__(self) -> int:
         """How many minibatches an epoch has, the same on every rank."""
-        whole, rest = divmod(len(self.data), self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
+        full, rest = divmod(len(self.data), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
 
     def size(self, minibatch: int) -> int:
         """How many samples a minibatch has, over all ranks together. ArgumentError if an epoch has no such minibatch."""
@@ -85,7 +85,7 @@ class Loader:
 
         ArgumentError for a negative number, or a start that the epoch does not reach (its very end is allowed, and has no minibatches).
         """
-        number, start = _whole("epoch", number, least=0), _whole("start", start, least=0)
+        number, start = whole("Loader", "epoch", number, 0), whole("Loader", "start", start, 0)
         if start > len(self):
             raise ArgumentError(f"Loader: epoch {number} has no minibatch {start}, it has {len(self)}",
                                 hint="Was the run that is resumed begun with another batch_size or other data?")
@@ -141,13 +141,3 @@ def _checked(x: np.ndarray, samples: int, transform: Any) -> np.ndarray:
     if len(x) != samples:
         raise ShapeError(f"Loader: {transform!r} gave {len(x)} images for {samples}", hint="A transform keeps the number of images.")
     return x
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least or isinstance(value, bool):
-        raise ArgumentError(f"Loader: {name} is {value!r}", hint=f"Give a whole number, {least} or more.")
-    return number

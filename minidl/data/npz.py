@@ -17,7 +17,7 @@ import numpy as np
 from minidl.data.dataset import Dataset, set_aside
 from minidl.errors import DataError
 
-BROKEN = (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+BROKEN = (OSError, EOFError, ValueError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)    # as NumPy and zipfile please
 PARTS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -72,10 +72,12 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             arrays = {}
             for key in sorted(wanted | {"classes"} & there):
                 arrays[key] = archive[key]
+                if not isinstance(arrays[key], np.ndarray):
+                    raise ValueError("it is no array")
             return arrays
     except DataError:
         raise
-    except (ValueError, *BROKEN) as error:
+    except BROKEN as error:
         facts = {"key": key} if key else {}
         hint = "Was it written whole, with numpy.savez? Write it again."
         if "allow_pickle" in str(error) and key:

@@ -230,7 +230,8 @@ def images(x: np.ndarray, who: str) -> None:
         raise ShapeError(f"{who}: x has {x.ndim} axes, images have four", x=x.shape, expected="(N, C, H, W)")
 
 
-def whole(who: str, name: str, value: Any, least: int) -> None:
-    """ArgumentError unless the value is a whole number of at least `least`."""
+def whole(who: str, name: str, value: Any, least: int) -> int:
+    """The value as an int; ArgumentError unless it is a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ArgumentError(f"{who}: {name} is {value!r}", hint=f"Give a whole number of pixels, {least} or more.")
+        raise ArgumentError(f"{who}: {name} is {value!r}", hint=f"Give a whole number, {least} or more.")
+    return int(value)

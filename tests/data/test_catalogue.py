@@ -87,6 +87,12 @@ def test_cifar10(cache):
     assert train.y.tolist() == [0, 9, 1, 8, 2, 7, 3, 6, 4, 5] and test.y.tolist() == [5, 4]
 
 
+def test_gzipped_cifar10_is_not_taken_for_plain(cache):
+    put(cache / "cifar-10-batches-bin", dict.fromkeys(CIFAR, b""), zipped=True)
+    with pytest.raises(DataError, match="cannot be had"):
+        load("cifar10")
+
+
 @pytest.mark.parametrize(("name", "near"), [
     ("mnits", "mnist"), ("MNIST", "mnist"), ("fashion_mnist", "fashion-mnist"), ("cifar-10", "cifar10"), ("digit", "digits")])
 def test_a_name_that_is_nearly_known(name, near):

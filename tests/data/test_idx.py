@@ -114,6 +114,13 @@ def test_absurd_lengths_cost_no_memory(write, zipped):
         read_images(write(gzip.compress(content) if zipped else content))
 
 
+@pytest.mark.parametrize("header", [bytes([0, 0, 8, 255]) + b"\0\0\0\1" * 255 + b"a", bytes([0, 0, 8, 4]) + bytes(4) + b"\xff" * 12])
+def test_shapes_that_no_array_has(write, header):
+    with pytest.raises(DataError, match="no array has this shape") as raised:
+        read_idx(write(header))
+    assert "offset: 3" in message(raised)
+
+
 def test_label_out_of_range(write):
     with pytest.raises(DataError, match="no class") as raised:
         read_labels(write(idx(np.array([0, 9, 10, 11], np.uint8))), 10)

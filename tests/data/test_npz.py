@@ -1,5 +1,7 @@
 """.npz files: what is taken, and everything that can be wrong with them."""
 
+import zipfile
+
 import numpy as np
 import pytest
 from datafiles import message
@@ -122,6 +124,13 @@ def test_damaged_files(tmp_path, save):
     path.write_bytes(content[:at] + b"\xff" + content[at + 1:])
     with pytest.raises(DataError, match=r"Bad CRC-32"):
         load(path)
+
+
+def test_a_member_that_is_no_array(tmp_path, save):
+    with zipfile.ZipFile(save(**whole(x_test=None)), "a") as archive:
+        archive.writestr("x_test.npy", b"just bytes")
+    with pytest.raises(DataError, match="key: x_test"):
+        load(tmp_path / "pets.npz")
 
 
 def test_other_files_under_the_name(tmp_path):
