@@ -170,6 +170,10 @@ class TestGradcheckTakes:
         for size in (1e-6, 1.0, 1e6):
             assert gradcheck(lambda a, b: a * b / (a * a + b * b), [X * size, W * size])
 
+    @pytest.mark.parametrize("directions", [3, None])
+    def test_results_that_are_zero(self, directions):
+        assert gradcheck(F.relu, [np.array([-1.0, -2.0])], directions=directions)
+
     def test_steep_functions(self):
         assert gradcheck(lambda x: F.exp(x * 30), [X])
 
@@ -211,6 +215,12 @@ class TestKinks:
 
     def test_equal_numbers_under_a_maximum(self):
         assert gradcheck(lambda x: F.max(x, axis=1), [np.array([[1.0, 1.0, 0.0], [1.0, 2.0, 3.0]])])
+
+    def test_they_hide_no_error_elsewhere(self):
+        x = np.random.default_rng(0).standard_normal(500)
+        x[::2] = 0
+        with pytest.raises(GradientError, match=r"wrong in 250 of 500 elements"):
+            gradcheck(lambda x: faulty(lambda g: g * 1.001)(1.0, F.relu(x) - F.relu(-x * 2)), [x])
 
     def test_nothing_but_kinks_is_an_error(self):
         with pytest.raises(GradientError, match=r"there is a kink at every element of argument 0 \(x\), and nothing is left to check"):
