@@ -115,7 +115,7 @@ def _fetch(file: str, source: Source, urls: tuple[str, ...], folder: Path, scrat
         import pooch
     except ImportError:
         raise MissingExtra("download: pooch is not installed", file=file,
-                           hint=f"Install it: pip install 'minidl[data]'. {_by_hand(source, folder)}") from None
+                           hint=f"Install it: pip install 'minidl[data]', or {_by_hand(source, folder)}") from None
     reasons = []
     path = scratch / file
     for url in urls:
@@ -130,12 +130,13 @@ def _fetch(file: str, source: Source, urls: tuple[str, ...], folder: Path, scrat
         if found == source.sha256[file]:
             return path
         reasons.append(f"{url}{file}: damaged, or another file: its SHA-256 is {found}, not {source.sha256[file]}")
-    raise DataError(f"download: {file} cannot be had", reason="; ".join(reasons), hint=_by_hand(source, folder))
+    raise DataError(f"download: {file} cannot be had", reason="; ".join(reasons),
+                    hint=f"Try again later, or {_by_hand(source, folder)}")
 
 
 def _by_hand(source: Source, folder: Path) -> str:
     packed = f" (out of {source.archive})" if source.archive else ", plain or with .gz"
-    return f"Or put these files into {folder} by hand: {', '.join(source.files)}{packed}."
+    return f"put these files into {folder} by hand: {', '.join(source.files)}{packed}."
 
 
 def _unpack(archive: Path, files: list[str], folder: Path, scratch: Path) -> None:
