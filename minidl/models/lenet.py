@@ -20,18 +20,21 @@ class LeNet(nn.Module):
     def __init__(self, input_shape: tuple[int, int, int], classes: int, generator: Source = None, dtype: Any = "float32"):
         channels, height, width = image_shape("lenet", input_shape, smallest=4)
         rng = backend.generator(generator)
-        classical = min(height, width) >= 28
-        first, second, kernel, padding = (6, 16, 5, (2, 0)) if classical else (16, 32, 3, (1, 1))
-        left = 32 * (height // 4) * (width // 4) if not classical else 16 * ((height // 2 - 4) // 2) * ((width // 2 - 4) // 2)
+        if min(height, width) >= 28:
+            first, second, kernel, paddings = 6, 16, 5, (2, 0)
+            rows, columns = (height // 2 - 4) // 2, (width // 2 - 4) // 2       # what the second pooling leaves
+        else:
+            first, second, kernel, paddings = 16, 32, 3, (1, 1)
+            rows, columns = height // 4, width // 4
         self.features = nn.Sequential(
-            nn.Conv2d(channels, first, kernel, padding=padding[0], activation="relu", generator=rng, dtype=dtype),
+            nn.Conv2d(channels, first, kernel, padding=paddings[0], activation="relu", generator=rng, dtype=dtype),
             nn.MaxPool2d(2),
-            nn.Conv2d(first, second, kernel, padding=padding[1], activation="relu", generator=rng, dtype=dtype),
+            nn.Conv2d(first, second, kernel, padding=paddings[1], activation="relu", generator=rng, dtype=dtype),
             nn.MaxPool2d(2),
             nn.Flatten(),
         )
         self.classifier = nn.Sequential(
-            nn.Affine(left, 120, activation="relu", generator=rng, dtype=dtype),
+            nn.Affine(second * rows * columns, 120, activation="relu", generator=rng, dtype=dtype),
             nn.Affine(120, 84, activation="relu", generator=rng, dtype=dtype),
             nn.Affine(84, classes, generator=rng, dtype=dtype),
         )

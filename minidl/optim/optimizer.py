@@ -42,10 +42,10 @@ class Optimizer:
         self.parameters = parameters_of(type(self).__name__, model)
         self.steps = 0                                          # how many times step() was called
         self.last_lr: float | None = None                       # of the last step, for parameters that are in no group
-        self.options = options
-        self.options_of = self._grouped(groups or {})           # those of a parameter; parameters of one group share a dictionary
+        self.options = options                                  # may be assigned to: optimizer.options["lr"] = 0.01
+        self.changes = self._grouped(groups or {})              # to them for a parameter; those of the same groups share a dictionary
         self.updates = dict.fromkeys(self.parameters, 0)        # how many each parameter has had
-        self.state = {path: self.start(p.data, **self.options_of[path]) for path, p in self.parameters.items() if p.requires_grad}
+        self.state = {path: self.start(p.data, **self._options(path)) for path, p in self.parameters.items() if p.requires_grad}
 
     # What a kind of optimizer says about itself
 
@@ -77,17 +77,18 @@ class Optimizer:
             raise GraphError(f"{type(self).__name__}.step: " + ("every parameter is frozen" if frozen else "no parameter has a gradient"),
                              hint="Set requires_grad_(True) on what shall be learned." if frozen else
                              "Call loss.backward() before step(), with a loss that the model has computed outside no_grad().")
-        now: dict[int, dict[str, Any]] = {}                             # each group's options as they are at this step
-        for group in (self.options, *self.options_of.values()):
-            if id(group) not in now:
-                now[id(group)] = {name: value_at(option, self.steps) for name, option in group.items()}
+        usual = {name: value_at(option, self.steps) for name, option in self.options.items()}
+        now: dict[int, dict[str, Any]] = {}                             # the options at this step, by the changes to them
+        for changes in self.changes.values():
+            if id(changes) not in now:
+                now[id(changes)] = usual | {name: value_at(option, self.steps) for name, option in changes.items()}
         for path, p in due.items():
             w, g, state = p.data, p.grad.data, self._state_beside(path, p.data)     # type: ignore[union-attr]   # due says so
             self.updates[path] += 1
             for part in _pieces(w, g, state) if self.elementwise else [(w, g, state)]:
-                self.update(*part, self.updates[path], **now[id(self.options_of[path])])
+                self.update(*part, self.updates[path], **now[id(self.changes[path])])
             p.version += 1                                              # a graph that holds w now knows that it has changed
-        self.last_lr = now[id(self.options)].get("lr")
+        self.last_lr = usual.get("lr")
         self.steps += 1
 
     def zero_grad(self) -> None:
@@ -95,18 +96,22 @@ class Optimizer:
         for p in self.parameters.values():
             p.grad = None
 
+    def _options(self, path: str) -> dict[str, Any]:
+        """The options for a parameter, schedules as such."""
+        return self.options | self.changes[path]
+
     def _state_beside(self, path: str, w: Array) -> State:
-        """The memory of a parameter: made now if it was frozen when the optimizer was, and moved if the model was moved."""
+        """The memory of a parameter: made now if it was frozen when the optimizer was made, and moved if the model was moved."""
         state = self.state.get(path)
-        if state is None:
-            state = self.state[path] = self.start(w, **self.options_of[path])
+        if not state:                                                   # also where it needed none until an option was assigned
+            state = self.state[path] = self.start(w, **self._options(path))
         for name, x in state.items():
             if x.dtype != w.dtype or type(x) is not type(w) or backend.device_of(x) != backend.device_of(w):
                 state[name] = backend.asarray(x.astype(w.dtype), backend.device_of(w))
         return state
 
     def _grouped(self, groups: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-        """The options of each parameter, once everything is known to make sense."""
+        """How the options change for each parameter, once everything is known to make sense."""
         name = type(self).__name__
         self.check(**self.options)
         patterns: dict[str, tuple[str, ...]] = dict.fromkeys(self.parameters, ())       # that match a path
@@ -122,12 +127,11 @@ class Optimizer:
                                     hint='A pattern is matched against the whole path: "*.b", or "features.*". See named_parameters().')
             for path in paths:
                 patterns[path] += (pattern,)
-        options: dict[tuple[str, ...], dict[str, Any]] = {(): self.options}
-        for matching in patterns.values():
-            if matching not in options:
-                options[matching] = {**self.options, **{name: x for pattern in matching for name, x in groups[pattern].items()}}
-                self.check(**options[matching])
-        return {path: options[matching] for path, matching in patterns.items()}
+        merged = {matching: {option: x for pattern in matching for option, x in groups[pattern].items()}
+                  for matching in dict.fromkeys(patterns.values())}
+        for changed in merged.values():
+            self.check(**self.options | changed)
+        return {path: merged[matching] for path, matching in patterns.items()}
 
     # The state
 
@@ -145,7 +149,7 @@ class Optimizer:
         """
         own = dict(self.state)
         for path, p in self.parameters.items():     # one that is frozen now may have had a memory then
-            fresh = self.start(p.data, **self.options_of[path]) if path not in own else {}
+            fresh = self.start(p.data, **self._options(path)) if path not in own else {}
             if fresh and all(f"{path}.{name}" in state for name in fresh):
                 own[path] = fresh
         targets = self._targets(own)

@@ -166,7 +166,24 @@ class TestGroups:
 
     def test_a_dot_in_front_stands_for_the_model_itself_too(self):
         optimizer = optim.SGD(nn.Affine(1, 1), 0.1, groups={"*.b": {"lr": 0.2}})
-        assert optimizer.options_of["b"]["lr"] == 0.2
+        assert optimizer.changes == {"w": {}, "b": {"lr": 0.2}}
+
+    def test_an_option_assigned_later_holds_wherever_no_group_changes_it(self):
+        net = nn.Affine(1, 1)
+        optimizer = optim.SGD(net, lr=1.0, groups={"b": {"weight_decay": 0.1}, "w": {"lr": 0.5}})
+        optimizer.options["lr"] = 0.25
+        for p in net.parameters():
+            p.data[...], p.grad = 0, np.ones(p.shape)
+        optimizer.step()
+        assert (net.w.data.item(), net.b.data.item()) == (-0.5, -0.25)
+
+    def test_momentum_may_be_turned_on_later(self):
+        net = model()
+        optimizer = optim.SGD(net, lr=0.1)
+        optimizer.options["momentum"] = 0.9
+        backward(net)
+        optimizer.step()
+        np.testing.assert_array_equal(optimizer.state["0.w"]["velocity"], net[0].w.grad.data)
 
     def test_momentum_for_a_group_only(self):
         optimizer = optim.SGD(model(), 0.1, groups={"2.*": {"momentum": 0.9}})
