@@ -205,7 +205,8 @@ class FunctionCase:
             assert isinstance(y, np.ndarray | np.generic), f"arrays in, {type(y).__name__} out"
             assert y.dtype == dtype or y.dtype.kind != "f", f"{dtype} in, {y.dtype} out"
         for mine, theirs in zip(inputs, before):
-            np.testing.assert_array_equal(mine, theirs, "an argument was written to")
+            if isinstance(mine, np.ndarray):
+                np.testing.assert_array_equal(mine, theirs, "an argument was written to")
 
     def test_tensors(self, example, dtype):
         inputs = self.drawn(example, dtype)

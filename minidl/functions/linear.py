@@ -12,7 +12,7 @@ from typing import Any
 from minidl import backend
 from minidl.errors import ArgumentError, DtypeError, LabelError, ShapeError
 from minidl.functions.activation import FUSED, check_activation
-from minidl.functions.shape import Scatter, reshape
+from minidl.functions.shape import Scatter, check_arrays, reshape
 from minidl.graph import Function
 from minidl.tensor import Tensor
 
@@ -195,13 +195,8 @@ def einsum(subscripts: str, *xs: Any) -> Any:
 
 def check_dtypes(operation: str, **arguments: Any) -> None:
     """DtypeError if the arrays of a layer are not all of one float type. None is passed over."""
-    dtypes = {}
-    for name, x in arguments.items():
-        if x is not None and not hasattr(x, "dtype"):
-            raise DtypeError(f"{operation}: {name} is a {type(x).__name__}, and must be an array or a Tensor",
-                             hint="Make an array of it first: numpy.asarray(x, dtype='float32').")
-        if x is not None:
-            dtypes[name] = x.dtype
+    check_arrays(operation, **arguments)
+    dtypes = {name: x.dtype for name, x in arguments.items() if x is not None}
     first = dtypes["x"]
     if first.kind != "f":
         raise DtypeError(f"{operation}: x is {first}, and must be of a float type", hint="Use x.astype('float32').")

@@ -6,6 +6,7 @@ into zeros. Integer indices that repeat add up.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from minidl import backend
-from minidl.errors import ArgumentError, ShapeError
+from minidl.errors import ArgumentError, DtypeError, ShapeError
 from minidl.graph import Function
 from minidl.tensor import Tensor
 
@@ -88,7 +89,7 @@ class Concatenate(Function):
     axis: int
 
     def forward(self, *xs):
-        axis = self.axis % xs[0].ndim
+        axis = numbered("concatenate", xs[0], self.axis)
         ends = np.cumsum([x.shape[axis] for x in xs]).tolist()
         self.parts = [(slice(None),) * axis + (slice(start, end),) for start, end in zip([0, *ends], ends)]
         return backend.of(xs[0]).concatenate(xs, axis=axis)
@@ -150,6 +151,22 @@ def is_basic(key: Any) -> bool:
     return all(part is None or part is Ellipsis or (isinstance(part, int | slice) and not isinstance(part, bool)) for part in parts)
 
 
+def check_arrays(operation: str, **arguments: Any) -> None:
+    """DtypeError if one is neither an array nor a Tensor. None is passed over."""
+    for name, x in arguments.items():
+        if x is not None and not hasattr(x, "dtype"):
+            raise DtypeError(f"{operation}: {name} is a {type(x).__name__}, and must be an array or a Tensor",
+                             hint="Make an array of it first: numpy.asarray(x, dtype='float32'), or minidl.Tensor(x).")
+
+
+def numbered(operation: str, x: Any, axis: int) -> int:
+    """The number of an axis, counted from the first. ShapeError if x has none of this number."""
+    check_arrays(operation, x=x)
+    if not -x.ndim <= axis < x.ndim:
+        raise ShapeError(f"{operation}: axis {axis} does not exist", x=f"{x.shape}")
+    return axis % x.ndim
+
+
 def reshape(x: X, *shape: Any) -> X:
     """The same numbers in another shape, in the order of the last axis first; one length may be -1.
 
@@ -165,6 +182,7 @@ def transpose(x: Any, *axes: Any) -> Any:
     >>> transpose(np.zeros((2, 3, 4)), 1, 0, 2).shape
     (3, 2, 4)
     """
+    check_arrays("transpose", x=x)
     order = _given(axes) if axes and axes != (None,) else tuple(reversed(range(x.ndim)))
     if sorted(a % x.ndim if -x.ndim <= a < x.ndim else -1 for a in order) != list(range(x.ndim)):
         raise ShapeError(f"transpose: {order} does not name each axis once", x=f"{x.shape}")
@@ -177,6 +195,7 @@ def swapaxes(x: Any, a: int, b: int) -> Any:
     >>> swapaxes(np.zeros((2, 3, 4)), -1, -2).shape
     (2, 4, 3)
     """
+    a, b = numbered("swapaxes", x, a), numbered("swapaxes", x, b)
     axes = list(range(x.ndim))
     axes[a], axes[b] = axes[b], axes[a]
     return transpose(x, *axes)
@@ -188,8 +207,9 @@ def squeeze(x: Any, axis: int | tuple[int, ...] | None = None) -> Any:
     >>> squeeze(np.zeros((2, 1, 3, 1)), axis=1).shape
     (2, 3, 1)
     """
-    named = (i for i, n in enumerate(x.shape) if n == 1) if axis is None else (axis,) if isinstance(axis, int) else axis
-    axes = [a % x.ndim for a in named]
+    check_arrays("squeeze", x=x)
+    named = (i for i, n in enumerate(x.shape) if n == 1) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    axes = [numbered("squeeze", x, a) for a in named]
     if any(x.shape[a] != 1 for a in axes):
         raise ShapeError(f"squeeze: axis {axis} is longer than 1", x=f"{x.shape}")
     return reshape(x, tuple(n for i, n in enumerate(x.shape) if i not in axes))
@@ -201,6 +221,7 @@ def expand_dims(x: Any, axis: int) -> Any:
     >>> expand_dims(np.zeros((2, 3)), -1).shape
     (2, 3, 1)
     """
+    check_arrays("expand_dims", x=x)
     if not -x.ndim - 1 <= axis <= x.ndim:
         raise ShapeError(f"expand_dims: there is no place {axis} for a new axis", x=f"{x.shape}")
     axis %= x.ndim + 1
@@ -213,7 +234,10 @@ def flatten(x: Any) -> Any:
     >>> flatten(np.zeros((2, 3, 4, 5))).shape
     (2, 60)
     """
-    return reshape(x, x.shape[0], int(np.prod(x.shape[1:])))
+    check_arrays("flatten", x=x)
+    if not x.shape:
+        raise ShapeError("flatten: x has no axis of examples", x=f"{x.shape} (N, ...)")
+    return reshape(x, x.shape[0], math.prod(x.shape[1:]))
 
 
 def broadcast_to(x: Any, shape: tuple[int, ...]) -> Any:
@@ -235,7 +259,7 @@ def getitem(x: X, key: Any) -> X:
         if isinstance(part, Tensor):
             return part.data
         if isinstance(part, list):                              # an array library takes a list of indices only as an array of its own
-            return backend.asarray(np.asarray(part), backend.device_of(x.data if isinstance(x, Tensor) else x))
+            return backend.asarray(np.asarray(part, None if part else int), backend.device_of(x.data if isinstance(x, Tensor) else x))
         return part.item() if isinstance(part, np.integer) else part
 
     return GetItem(tuple(plain(part) for part in key) if isinstance(key, tuple) else plain(key))(x)
@@ -247,7 +271,7 @@ def concatenate(xs: Sequence[Any], axis: int = 0) -> Any:
     >>> concatenate([np.array([1.0]), np.array([2.0, 3.0])])
     array([1., 2., 3.])
     """
-    if not xs:
+    if len(xs) == 0:
         raise ArgumentError("concatenate: nothing to join", hint="Give at least one array.")
     return Concatenate(axis)(*xs)
 
@@ -258,6 +282,11 @@ def stack(xs: Sequence[Any], axis: int = 0) -> Any:
     >>> stack([np.array([1.0, 2.0]), np.array([3.0, 4.0])], axis=1)
     array([[1., 3.], [2., 4.]])
     """
+    if len(xs) == 0:
+        raise ArgumentError("stack: nothing to join", hint="Give at least one array.")
+    check_arrays("stack", **{f"xs[{i}]": x for i, x in enumerate(xs)})
+    if any(x.shape != xs[0].shape for x in xs):
+        raise ShapeError("stack: the arrays must have one shape", **{f"xs[{i}]": f"{x.shape}" for i, x in enumerate(xs)})
     return concatenate([expand_dims(x, axis) for x in xs], axis)
 
 
@@ -269,7 +298,8 @@ def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> list[Any]:
     >>> split(np.arange(4.0), 2)
     [array([0., 1.]), array([2., 3.])]
     """
-    axis, length = axis % x.ndim, x.shape[axis]
+    axis = numbered("split", x, axis)
+    length = x.shape[axis]
     if isinstance(sections, int):
         if sections < 1 or length % sections:
             raise ShapeError(f"split: an axis of length {length} cannot be cut into {sections} equal parts", x=f"{x.shape}",
@@ -288,6 +318,7 @@ def pad(x: Any, widths: Any, value: float = 0.0) -> Any:
     >>> pad(np.array([1.0, 2.0]), (1, 0))
     array([0., 1., 2.])
     """
+    check_arrays("pad", x=x)
     if isinstance(widths, int):
         widths = (widths, widths)
     if isinstance(widths[0], int):
@@ -313,6 +344,7 @@ def astype(x: Any, dtype: Any) -> Any:
     >>> astype(np.array([1.0, 2.0]), np.float32).dtype
     dtype('float32')
     """
+    check_arrays("astype", x=x)
     return x if x.dtype == dtype else AsType(np.dtype(dtype))(x)
 
 
@@ -322,6 +354,7 @@ def to(x: Any, device: str) -> Any:
     >>> to(np.array([1.0]), "cpu")
     array([1.])
     """
+    check_arrays("to", x=x)
     device = backend.named_device(device)
     there = x.device if isinstance(x, Tensor) else backend.device_of(x)
     return x if there == device else ToDevice(device)(x)
