@@ -19,6 +19,7 @@ differentiated again. `self` holds constants: options, shapes, indices. The walk
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
 import os
@@ -155,6 +156,7 @@ class Function:
     outputs: ClassVar[tuple[str, ...]] = ("y",)
     name: ClassVar[str] = "function"
     plan: ClassVar[Plan]
+    _called = False
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -169,6 +171,9 @@ class Function:
         raise DefinitionError(f"{type(self).__name__} has no forward")
 
     def __call__(self, *xs: Any) -> Any:
+        if self._called:                                    # what forward keeps on self belongs to one call: another has its own
+            self = copy.copy(self)
+        self._called = True
         arrays = []
         tensors = False
         wanted = 0

@@ -267,6 +267,24 @@ class TestArguments:
         np.testing.assert_array_equal(x.grad.data, [3, 0])
 
 
+class TestCallingTwice:
+    def test_keeps_what_each_forward_left_on_self(self):
+        class Total(Function):
+            def forward(self, x):
+                self.shape = x.shape
+                return x.sum()
+
+            def grad_x(self, gy):
+                return F.broadcast_to(gy, self.shape)
+        total, a, b = Total(), leaf(1, 2), leaf(1, 2, 3)
+        (total(a) * 10 + total(b)).backward()
+        assert (a.grad.data.tolist(), b.grad.data.tolist()) == ([10, 10], [1, 1, 1])
+
+    def test_keeps_the_options(self):
+        total = Sum((1.0, 10.0))
+        assert total(1.0, 1.0) == total(1.0, 1.0) == 11
+
+
 class TestOutputs:
     def test_several_come_as_a_tuple(self):
         y, mean = Moments()(leaf(1, 3))
