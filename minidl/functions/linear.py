@@ -112,7 +112,8 @@ def matmul(a: Any, b: Any) -> Any:
     >>> matmul(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([1.0, 1.0]))
     array([3., 7.])
     """
-    shapes = getattr(a, "shape", ()), getattr(b, "shape", ())
+    check_arrays("matmul", a=a, b=b)
+    shapes = a.shape, b.shape
     if not shapes[0] or not shapes[1] or shapes[0][-1] != shapes[1][-2 if len(shapes[1]) > 1 else 0]:
         raise ShapeError("matmul: the inner lengths must agree", a=f"{shapes[0]} (..., I, K)", b=f"{shapes[1]} (..., K, J)")
     if len(shapes[0]) > 1 and len(shapes[1]) > 1:
@@ -160,6 +161,7 @@ def embedding(ids: Any, w: Any) -> Any:
     if not hasattr(array, "dtype") or array.dtype.kind not in "iu":
         raise DtypeError(f"embedding: ids are {getattr(array, 'dtype', type(ids).__name__)}, and must be integers",
                          hint="Use ids.astype('int64').")
+    check_arrays("embedding", w=w)
     if len(w.shape) != 2:
         raise ShapeError("embedding: w must be a table", w=f"{w.shape} (count, size)")
     if array.size and (int(array.min()) < 0 or int(array.max()) >= w.shape[0]):
@@ -179,6 +181,7 @@ def einsum(subscripts: str, *xs: Any) -> Any:
     terms = left.split(",")
     if len(terms) != len(xs):
         raise ArgumentError(f"einsum: {subscripts!r} has {len(terms)} operands, and {len(xs)} are given")
+    check_arrays("einsum", **{f"xs[{i}]": x for i, x in enumerate(xs)})
     used = set(subscripts)
     spare = [c for c in string.ascii_uppercase + string.ascii_lowercase if c not in used]
     hidden = [x.ndim - len(term.replace("...", "")) if "..." in term else 0 for term, x in zip(terms, xs)]
