@@ -12,6 +12,7 @@ from minidl import Function, Tensor, backend, grad, hvp, no_grad
 from minidl import functions as F
 from minidl.autograd import observe, sum_to
 from minidl.errors import ArgumentError, DeviceError, GraphError, ShapeError
+from minidl.testing import gradcheck, gradgradcheck
 
 DEEP = 50_000
 
@@ -120,6 +121,28 @@ class TestBackward:
         a, b, c = leaf(*[[1.0]] * 3), leaf(1, 2), Tensor(np.array(5.0), requires_grad=True)
         (a * b + c).sum().backward()
         assert numbers(a.grad, b.grad, c.grad) == [[[3]] * 3, [3, 3], 6]
+
+
+OPERATIONS = (lambda a, b: a * b, lambda a, b: a + b, lambda a, b: a - 0.5 * a, lambda a, b: a / (1 + b * b), lambda a, b: F.tanh(a),
+              lambda a, b: F.sigmoid(b) * 2, lambda a, b: a.sum(axis=-1, keepdims=True))
+
+
+def drawn_graph(seed, *leaves):
+    """Results of operations that are drawn, on results that are drawn: some are used several times, some never, and shapes broadcast."""
+    random = np.random.default_rng(seed)
+    there = list(leaves)
+    for _ in range(12):
+        a, b = random.integers(len(there), size=2)
+        there.append(OPERATIONS[random.integers(len(OPERATIONS))](there[a], there[b]))
+    return there[-2:]
+
+
+class TestAnyGraph:
+    @pytest.mark.parametrize("seed", range(20))
+    def test_to_second_order(self, seed):
+        leaves = [np.random.default_rng(seed).standard_normal(shape) for shape in ((2, 3), (3,), (2, 1))]
+        assert gradcheck(lambda *xs: drawn_graph(seed, *xs), leaves)
+        assert gradgradcheck(lambda *xs: drawn_graph(seed, *xs), leaves, directions=1)
 
 
 class TestASecondPass:
