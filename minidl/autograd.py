@@ -1,51 +1,26 @@
-"""The backward pass: from a loss back to the leaves, each Node once, the youngest first.
+"""What users call: backward, grad, hvp, and the switches around them. How gradients walk is in walk.py, what an operation is in graph.py.
 
-A Node's number is larger than the numbers of all Nodes it came from. So a heap of the Nodes reached, youngest on top, gives a
-topological order, found while walking, and no recursion is needed. Gradients under way live in one local dictionary; only when they
-are complete do they become a leaf's `.grad`. What an operation is and how its rules are read stands in graph.py; this file knows no
-operation by name.
+All three start the same walk: `backward` leaves gradients in the leaves, `grad` gives them back, `hvp` differentiates them again, and
+`observe` only shows layers to observers on the way.
 """
 
 from __future__ import annotations
 
-import heapq
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 
 from minidl import backend
 from minidl.backend import Array
-from minidl.errors import ArgumentError, DefinitionError, DeviceError, GraphError, ShapeError
-from minidl.graph import PASSING, Function, Node, Plan, check_finite, freed, mode, switched
+from minidl.errors import ArgumentError, DeviceError, GraphError, ShapeError
+from minidl.graph import Function, Node
+from minidl.modes import switched
 from minidl.tensor import Tensor, make, watched
+from minidl.walk import Edge, Observer, Walk, reached
 
-__all__ = ["Function", "Node", "Observer", "backward", "check_numerics", "check_saved", "grad", "hvp", "no_grad", "observe", "sum_to"]
-
-Edge = Any          # a leaf Tensor, or (Node, number of its output)
-
-
-class Observer(Protocol):
-    """Who is shown, for every layer that uses a parameter, the layer's input and the gradient at its output.
-
-    `parameter.register_observer(observer)` makes the two known to each other. When a backward pass is about to reach the parameter,
-    `wants` is asked once. If it says yes, `before_backward` may run passes of its own with `observe` on the graph, which is still
-    whole. In those passes, and in the ordinary one that follows, `see` is called where the parameter's gradient rule stands.
-    """
-
-    def wants(self) -> bool:
-        """Whether to take part in the backward pass that is about to start."""
-
-    def before_backward(self, loss: Tensor) -> None:
-        """Called once, before the ordinary pass."""
-
-    def see(self, x: Array, gy: Array, op: Node) -> None:
-        """The layer's input x, the gradient gy at its output (before a fused activation), and its Node.
-
-        `op.function` has the layer's options, `op.argument("w")` and `op.argument("b")` its parameters. Neither array may be written to.
-        """
+__all__ = ["Function", "Node", "Observer", "backward", "check_numerics", "check_saved", "grad", "hvp", "no_grad", "observe"]
 
 
 def backward(loss: Tensor, grad: Any = None, create_graph: bool = False, retain_graph: bool = False) -> None:
@@ -134,264 +109,6 @@ def check_saved() -> AbstractContextManager[None]:
     return switched(saved=True)
 
 
-# The walk
-
-
-class Walk:
-    """One pass backward.
-
-    create_graph: rules run on Tensors, and what they do is recorded. retain: keep what the Nodes hold, for another pass.
-    only: the edges whose gradients are wanted; nothing else is computed, and no `.grad` is left. observers: to be shown their layers.
-    observe_only: show them, and leave no trace: parameters' rules do not run, no `.grad`, no hook, nothing freed.
-    """
-
-    def __init__(self, *, create_graph: bool = False, retain: bool = False, only: Iterable[Edge] | None = None,
-                 observers: Sequence[Observer] = (), observe_only: bool = False):
-        self.create_graph = create_graph
-        self.retain = retain or create_graph
-        self.targets = None if only is None else set(only)
-        self.observers = observers
-        self.observe_only = observe_only
-        self.numerics = mode.get().numerics
-        self.useful: set[Edge] | None = None                        # edges that lead to something wanted; None if all do
-        self.gradients: dict[Edge, Any] = {}                        # under way, complete or not
-        self.own: set[Edge] = set()                                 # sums that this pass allocated, and may write into
-        self.found: dict[Edge, Any] = {}                            # of the targets
-        self.uses: dict[Tensor, int] = {}                           # of leaves with a ready hook: how many are still to come
-        self.heap: list[tuple[int, Node]] = []
-
-    def run(self, roots: Sequence[tuple[Edge, Any]]) -> None:
-        """Walk from the roots: pairs of an edge and the gradient there."""
-        if self.targets is not None or self.observe_only or watched:
-            self._look_ahead([edge for edge, _ in roots])
-        for edge, seed in roots:
-            self._arrive(edge, _tensor(seed) if self.create_graph else _plain(seed))
-        with switched(grad=True) if self.create_graph else nullcontext():
-            while self.heap:
-                self._visit(heapq.heappop(self.heap)[1])
-            for leaf in list(self.gradients):
-                self._finish(leaf)
-
-    def _look_ahead(self, roots: list[Edge]) -> None:
-        """One loop over the Nodes before the walk: which lead to something wanted, and how often each leaf with a ready hook is used."""
-        nodes = reached(roots)
-        if self.targets is not None or self.observe_only:
-            self.useful = useful = set(self.targets or ())
-            for node in nodes:                                      # the oldest first
-                if any(edge in useful or self._seeing(edge) for edge in node.edges):
-                    useful.update((node, k) for k in range(len(node.like)))
-        else:
-            for edge in (edge for node in nodes for edge in node.edges):
-                if isinstance(edge, Tensor) and edge.watchers is not None and edge.watchers.ready:
-                    self.uses[edge] = self.uses.get(edge, 0) + 1
-
-    def _seeing(self, edge: Edge) -> list[Observer]:
-        """The observers of a leaf that take part in this pass."""
-        if not self.observers or not isinstance(edge, Tensor) or edge.watchers is None:
-            return []
-        return [mine for mine in edge.watchers.observers if any(mine is other for other in self.observers)]
-
-    def _arrive(self, edge: Edge, gradient: Any) -> None:
-        """Add a gradient to what is there: the first is borrowed, the second makes a new sum, from the third on it is added in place."""
-        there = self.gradients.get(edge)
-        if there is None:
-            if type(edge) is tuple:
-                node = edge[0]
-                if len(node.like) == 1 or not any((node, k) in self.gradients for k in range(len(node.like))):
-                    heapq.heappush(self.heap, (-node.order, node))
-            self.gradients[edge] = gradient
-        elif edge in self.own:
-            there += gradient
-        elif self.create_graph:
-            self.gradients[edge] = there + gradient
-        else:
-            self.gradients[edge] = _array(there + gradient)
-            self.own.add(edge)
-
-    def _visit(self, node: Node) -> None:
-        """Run the rules of one Node, whose gradient is complete."""
-        gradients = [self.gradients.pop((node, k), None) for k in range(len(node.like))]
-        if node.watchers is not None and not self.observe_only:
-            gradients = [self._show(node.watchers.get(k), gradient) for k, gradient in enumerate(gradients)]
-        if self.targets is not None:
-            self.found.update(((node, k), self._copy(gradient)) for k, gradient in enumerate(gradients)
-                              if gradient is not None and (node, k) in self.targets)
-            if not any(edge in self.useful for edge in node.edges):     # type: ignore[operator]   # set by _look_ahead
-                return
-        function = node.function
-        if function is None:
-            raise freed(node)
-        if node.versions is not None or node.checksums is not None:
-            node.check_kept()
-
-        values = Values(node, gradients, self.create_graph)
-        for i, edge in enumerate(node.edges):
-            if edge is None:
-                continue
-            try:
-                gradient = self._apply_rule(node, function.plan, values, i, edge)
-            except Exception as error:
-                error.add_note(f"  in the backward pass of {node.where()}, in the gradient of {function.label(i)}")
-                raise
-            if gradient is None:
-                continue
-            self._arrive(edge, gradient)
-            del gradient                                            # so that a leaf finds itself the only one to hold it
-            if self.uses and edge in self.uses:
-                self.uses[edge] -= 1
-                if not self.uses[edge]:
-                    self._finish(edge)
-        if not self.retain:
-            node.release()
-
-    def _apply_rule(self, node: Node, plan: Plan, values: Values, i: int, edge: Edge) -> Any:
-        """The gradient of argument number i, in its shape and dtype; None if nobody wants it."""
-        if plan.variadic:
-            values["i"] = i
-        method, names = plan.rules[0 if plan.variadic else i]       # type: ignore[misc]   # an edge has a rule
-        if self.observers:
-            for observer in self._seeing(edge):
-                observer.see(_plain(values.get("x")), _plain(values[names[0]]), node)
-        if self.useful is not None and edge not in self.useful:
-            return None
-        gradient = method(node.function, *[values[name] for name in names])
-        if type(gradient) in PASSING:
-            raise DefinitionError(f"{node.name}: the rule for {node.function.label(i)} gave a {type(gradient).__name__}, and no gradient",
-                                  hint="A rule gives an array, or a Tensor if it was given Tensors.")
-        shape, dtype = (edge.shape, edge.dtype) if isinstance(edge, Tensor) else edge[0].like[edge[1]]
-        if gradient.shape != shape:
-            gradient = _summed(gradient, shape, node, i)
-        if gradient.dtype != dtype:
-            gradient = gradient.astype(dtype)
-        if not self.create_graph:
-            gradient = _array(gradient)
-        if self.numerics:
-            check_finite(gradient, f"{node.name}: the gradient of {node.function.label(i)}", node.stack, node.line)
-        return gradient
-
-    def _show(self, watchers: Any, gradient: Any) -> Any:
-        """Run the hooks of an inner Tensor and leave its `.grad`, where somebody asked for it."""
-        if watchers is None or gradient is None:
-            return gradient
-        gradient = self._hooked(watchers.hooks, gradient)
-        tensor = watchers.retain() if watchers.retain is not None else None
-        if tensor is not None and self.targets is None:
-            self._leave(tensor, self._copy(gradient))
-        return gradient
-
-    def _hooked(self, hooks: list[Callable], gradient: Any) -> Any:
-        for hook in list(hooks):
-            given = hook(gradient if self.create_graph else make(gradient))
-            if given is not None:
-                if given.shape != gradient.shape:
-                    raise ShapeError(f"register_hook: the hook gave a gradient of shape {given.shape}, where {gradient.shape} belongs")
-                gradient = given if self.create_graph else _plain(given)
-        return gradient
-
-    def _finish(self, leaf: Tensor) -> None:
-        """The gradient of a leaf is complete: give it to whoever asked."""
-        gradient = self._take(leaf)
-        if self.observe_only:
-            return
-        if self.targets is not None:
-            self.found[leaf] = gradient
-            return
-        self._leave(leaf, gradient)
-        if leaf.watchers is not None:
-            for hook in list(leaf.watchers.ready):
-                hook(leaf)
-
-    def _take(self, leaf: Tensor) -> Any:
-        """A complete gradient, out of the dictionary and through the leaf's hooks, in memory that nobody else holds: not the seed, a view,
-        another's gradient, or what a hook has kept."""
-        gradient = self.gradients.pop(leaf)
-        if leaf.watchers is not None and not self.observe_only:
-            gradient = self._hooked(leaf.watchers.hooks, gradient)
-        if self.create_graph:
-            return self._copy(gradient)
-        alone = sys.getrefcount(gradient) <= ALONE
-        base: Any = gradient.base
-        if alone and base is not None:                              # a view of the whole of an array that only the view holds is as good
-            alone = getattr(base, "size", 0) == gradient.size and base.base is None and sys.getrefcount(base) <= ALONE + 1
-        return gradient if alone else gradient.copy()
-
-    def _copy(self, gradient: Any) -> Any:
-        return gradient * 1 if self.create_graph else gradient.copy()       # times 1: a copy that stays in the graph
-
-    def _leave(self, tensor: Tensor, gradient: Any) -> None:
-        """Add to `.grad`."""
-        before = tensor._grad
-        if before is not None:
-            gradient = before + gradient if self.create_graph else _array(before._data + gradient)
-        tensor._grad = gradient if self.create_graph else make(gradient)
-
-
-class Values(dict):
-    """What the rules of one Node may name. Shared methods, and gradients that did not arrive, are made when first named."""
-
-    def __init__(self, node: Node, gradients: list[Any], create_graph: bool):
-        plan = node.function.plan
-        self.node, self.create_graph = node, create_graph
-        for name, gradient in zip(plan.gradients, gradients):
-            if gradient is not None:
-                self[name] = gradient
-        if not create_graph:
-            self.update(node.inputs)
-            self.update(node.outputs)
-            return
-        # the same arrays, each at its place in the graph, so that what the rules do is recorded
-        for name, x in node.inputs.items():
-            self[name] = [node.at(i, each) for i, each in enumerate(x)] if plan.variadic else node.argument(name)
-        for name, y in node.outputs.items():
-            self[name] = make(y, node, plan.outputs.index(name))
-
-    def __missing__(self, name: str) -> Any:
-        function = self.node.function
-        if name in function.plan.shared:
-            method, names = function.plan.shared[name]
-            value = method(function, *[self[part] for part in names])
-        else:                                                       # the gradient of an output that nobody used
-            shape, dtype = self.node.like[function.plan.gradients.index(name)]
-            present = next(_plain(self[other]) for other in function.plan.gradients if other in self)
-            value = backend.of(present).zeros(shape, dtype)
-            value = make(value) if self.create_graph else value
-        self[name] = value
-        return value
-
-
-def reached(edges: Iterable[Edge]) -> list[Node]:
-    """Every Node that a backward pass from these edges comes by, the oldest first."""
-    seen: set[Node] = set()
-    todo = [edge[0] for edge in edges if type(edge) is tuple]
-    while todo:
-        node = todo.pop()
-        if node not in seen:
-            seen.add(node)
-            todo += [edge[0] for edge in node.edges if type(edge) is tuple]
-    return sorted(seen, key=lambda node: node.order)
-
-
-def sum_to(x: Any, shape: tuple[int, ...]) -> Any:
-    """Undo broadcasting: sum x over the axes along which an array of this shape was repeated.
-
-    x: an array or a Tensor. ShapeError if an array of this shape does not broadcast to x.
-    """
-    lead = x.ndim - len(shape)
-    if lead < 0 or any(n != m and n != 1 for n, m in zip(shape, x.shape[lead:])):
-        raise ShapeError(f"sum_to: an array of shape {shape} does not broadcast to {x.shape}")
-    axes = tuple(range(lead)) + tuple(lead + i for i, n in enumerate(shape) if n == 1 and x.shape[lead + i] != 1)
-    return x.sum(axis=axes, keepdims=True).reshape(shape)
-
-
-def _summed(gradient: Any, shape: tuple[int, ...], node: Node, i: int) -> Any:
-    try:
-        return sum_to(gradient, shape)
-    except ShapeError:
-        name = node.function.label(i)
-        raise DefinitionError(f"{node.name}: the rule for {name} gave a gradient of shape {gradient.shape}, and {name} has {shape}",
-                              hint="A gradient has the shape of its argument, or one that the argument broadcasts to.") from None
-
-
 def _wanting(edge: Edge) -> list[Observer]:
     """The observers that the pass from here will reach and that want to take part, each once, in the order of the layers."""
     if not watched:
@@ -440,27 +157,6 @@ def _sequence(x: Any) -> Sequence[Any]:
 
 def _result(gradient: Any) -> Tensor | None:
     return gradient if gradient is None or isinstance(gradient, Tensor) else make(gradient)
-
-
-def _array(x: Any) -> Array:
-    """x, or an array where NumPy gave a scalar because no axis was left."""
-    return np.asarray(x) if isinstance(x, np.generic) else x
-
-
-def _plain(x: Any) -> Any:
-    return x.data if isinstance(x, Tensor) else x
-
-
-def _tensor(x: Any) -> Tensor:
-    return x if isinstance(x, Tensor) else make(x)
-
-
-def _count_references() -> int:
-    x = np.empty(1)
-    return sys.getrefcount(x)
-
-
-ALONE = _count_references()         # what Python counts for an array that one local variable holds, and nobody else
 
 
 Tensor.bind(backward=backward)

@@ -14,7 +14,7 @@
 What a rule names is what is kept: `Mul` keeps b for the gradient of a, and nothing if only constants are multiplied. A rule may name
 `gy` (the gradient of the output y), any input, any output, and any method of the class, which is then computed once a pass. Rules are
 written with operators and minidl's functions only, so that they run on arrays and on Tensors alike: on Tensors the result can be
-differentiated again. `self` holds constants: options, shapes, indices. The walk backward is in autograd.py; no operation is defined here.
+differentiated again. `self` holds constants: options, shapes, indices. The walk backward is in walk.py; no operation is defined here.
 """
 
 from __future__ import annotations
@@ -22,15 +22,9 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
-import os
 import re
-import sys
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, dataclass_transform
 
 import numpy as np
@@ -44,37 +38,14 @@ from minidl.errors import (
     GraphError,
     LabelError,
     MinidlError,
-    NumericsError,
     ShapeError,
     layer_path,
     running,
 )
+from minidl.modes import Mode, check_finite, checksum, line_of_caller, mode
 from minidl.tensor import Tensor, Watchers, make
 
 PASSING = frozenset({*backend.SCALARS, type(None)})     # arguments that have no device and go through as they are
-HOME = str(Path(__file__).parent) + os.sep
-
-
-@dataclass(frozen=True)
-class Mode:
-    """What is on in this context. None of it changes a result."""
-
-    grad: bool = True               # record the graph
-    numerics: bool = False          # look for NaN and infinity after every operation
-    saved: bool = False             # take checksums of what is kept for the backward pass
-
-
-mode: ContextVar[Mode] = ContextVar("mode", default=Mode())     # noqa: B039   (frozen)
-
-
-@contextmanager
-def switched(**changes: bool) -> Iterator[None]:
-    """Run a block in another mode."""
-    token = mode.set(replace(mode.get(), **changes))
-    try:
-        yield
-    finally:
-        mode.reset(token)
 
 
 class Rule(NamedTuple):
@@ -379,28 +350,3 @@ class Node:
 def freed(node: Node) -> GraphError:
     return GraphError(f"{node.where()}: a backward pass has been here and has freed what it needed",
                       hint="Give retain_graph=True to the first backward(), or compute the loss anew.")
-
-
-def checksum(x: Array) -> int:
-    """A number that changes when the array does."""
-    return zlib.crc32(np.ascontiguousarray(backend.to_numpy(x)).view(np.uint8).reshape(-1))     # type: ignore[arg-type]
-
-
-def check_finite(x: Any, what: str, stack: Any, line: str) -> None:
-    """NumericsError if x holds a NaN or an infinity; the words say which output or gradient x is."""
-    x = np.asarray(backend.to_numpy(x.data if isinstance(x, Tensor) else x))
-    if x.dtype.kind != "f" or np.isfinite(x).all():
-        return
-    bad = ~np.isfinite(x)
-    first = tuple(int(i) for i in np.argwhere(bad)[0])
-    layer = layer_path(stack)
-    raise NumericsError(f"{what} is {x[first]} at {first}" + (f", in layer {layer}" if layer and stack is not running.get() else ""),
-                        not_finite=f"{int(bad.sum()):,} of {x.size:,} numbers", line=line)
-
-
-def line_of_caller() -> str:
-    """The line outside minidl from which this operation was called: 'train.py:12'."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(HOME):
-        frame = frame.f_back
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"

@@ -18,7 +18,7 @@ from minidl.backend import Array
 from minidl.errors import ArgumentError, DeviceError, DtypeError, GraphError, ShapeError
 
 if TYPE_CHECKING:
-    from minidl.autograd import Node
+    from minidl.graph import Node
 
 Self = TypeVar("Self", bound="Tensor")
 
@@ -34,7 +34,7 @@ class Watchers:
     def __init__(self) -> None:
         self.hooks: list[Callable] = []                 # hook(grad), may give another gradient
         self.ready: list[Callable] = []                 # hook(tensor), once its .grad is final
-        self.observers: list[Any] = []                  # see autograd.Observer
+        self.observers: list[Any] = []                  # see walk.Observer
         self.retain: ref[Tensor] | None = None          # an inner Tensor whose .grad is wanted
 
 
@@ -220,7 +220,7 @@ class Tensor:
         return self._register(hook, "ready")
 
     def register_observer(self, observer: Any) -> Handle:
-        """Let an observer (see autograd.Observer) see the input and the output gradient of the layers that use this leaf."""
+        """Let an observer (see walk.Observer) see the input and the output gradient of the layers that use this leaf."""
         return self._register(observer, "observers")
 
     def _register(self, entry: Any, kind: str) -> Handle:

@@ -10,9 +10,10 @@ import pytest
 import strict  # noqa: F401   makes the strict device known
 from minidl import Function, Tensor, backend, grad, hvp, no_grad
 from minidl import functions as F
-from minidl.autograd import observe, sum_to
+from minidl.autograd import observe
 from minidl.errors import ArgumentError, DeviceError, GraphError, ShapeError
 from minidl.testing import gradcheck, gradgradcheck
+from minidl.walk import sum_to
 
 DEEP = 50_000
 
