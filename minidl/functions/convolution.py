@@ -175,7 +175,7 @@ def _window(operation: str, x: Any, w: Any, b: Any, stride: Any, padding: Any, d
         raise ArgumentError(f"{operation}: groups is {groups}, and must be at least 1")
     window = Window(w.shape[2:], pair(operation, "stride", stride), pair(operation, "padding", padding),
                     pair(operation, "dilation", dilation))
-    for name, least in (("stride", 1), ("dilation", 1), ("padding", 0)):
+    for name, least in (("kernel", 1), ("stride", 1), ("dilation", 1), ("padding", 0)):
         if min(getattr(window, name)) < least:
             raise ArgumentError(f"{operation}: {name} is {getattr(window, name)}, and must be at least {least}")
     return window
