@@ -12,6 +12,7 @@ import numpy as np
 
 from minidl import backend, kernels
 from minidl.errors import ArgumentError, ShapeError
+from minidl.functions.shape import check_arrays
 from minidl.graph import Function
 from minidl.kernels import Pair, Window, pair
 from minidl.tensor import Tensor
@@ -128,7 +129,7 @@ def _shares(x: Any, window: Window, count_include_pad: bool) -> Any:
     for length, positions, k, s, p in zip(x.shape[2:], window.out(x.shape[2:]), window.kernel, window.stride, window.padding):
         first, last = (-p, length + p) if count_include_pad else (0, length)
         counts.append([min(i * s - p + k, last) - max(i * s - p, first) for i in range(positions)])
-    shares = np.array([[1 / (rows * columns) for columns in counts[1]] for rows in counts[0]], x.dtype)
+    shares = np.array([[1 / (rows * columns) for columns in counts[1]] for rows in counts[0]], x.dtype if x.dtype.kind == "f" else None)
     return backend.asarray(shares, x.device if isinstance(x, Tensor) else backend.device_of(x))
 
 
@@ -154,6 +155,7 @@ def _window(operation: str, x: Any, kernel: Any, stride: Any, padding: Any, dila
 
 
 def _check_images(operation: str, x: Any) -> None:
-    if len(getattr(x, "shape", ())) != 4:
-        raise ShapeError(f"{operation}: images have four axes", x=f"{getattr(x, 'shape', type(x).__name__)} (N, C, H, W)",
+    check_arrays(operation, x=x)
+    if len(x.shape) != 4:
+        raise ShapeError(f"{operation}: images have four axes", x=f"{x.shape} (N, C, H, W)",
                          hint="One image is a batch too: x[None]. A grey one has a channel too: x[:, None].")

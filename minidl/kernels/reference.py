@@ -174,7 +174,7 @@ def max_pool2d(x: Array, window: Window) -> tuple[Array, Array]:
     """
     xp = backend.of(x)
     size = x.shape[2:]
-    x = with_padding(x, window, -np.inf)
+    x = with_padding(x, window, -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min)
     y = x[(..., *window.under((0, 0), size))].copy()
     place = xp.zeros(y.shape, "uint8" if math.prod(window.kernel) <= 256 else "int32")
     for k, offset in enumerate(window.offsets()):

@@ -46,11 +46,9 @@ class Window:
 
     def _positions(self, axis: int, length: int) -> int:
         room = length + 2 * self.padding[axis] - self.span[axis]
-        if room < 0:
-            return 0
         if not self.ceil_mode:
-            return room // self.stride[axis] + 1
-        count = -(-room // self.stride[axis]) + 1
+            return max(0, room // self.stride[axis] + 1)
+        count = max(0, -(-room // self.stride[axis]) + 1)
         return count - 1 if (count - 1) * self.stride[axis] >= length + self.padding[axis] else count
 
     def padded(self, size: Pair) -> Pair:
