@@ -17,7 +17,6 @@ from minidl.functions.linear import check_dtypes
 from minidl.functions.reduction import mean as mean_
 from minidl.functions.reduction import sum as sum_
 from minidl.graph import Function
-from minidl.tensor import Tensor
 
 
 class Normalize(Function):
@@ -103,7 +102,9 @@ def batch_norm(x: Any, gamma: Any, beta: Any, eps: float = 1e-5) -> tuple[Any, A
     (array([-1.,  1.]), array([2.]), array([1.]))
     """
     axes = _check_channels("batch_norm", x, gamma=gamma, beta=beta)
-    y, mean, var = BatchNorm(axes, axes, eps)(x, gamma, beta)
+    if x.size == 0:
+        raise ShapeError("batch_norm: an empty batch has no mean", x=f"{x.shape}")
+    y, mean, var = BatchNorm(axes, axes, float(eps))(x, gamma, beta)
     return y, mean.reshape(-1), var.reshape(-1)
 
 
@@ -116,7 +117,7 @@ def batch_norm_inference(x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps
     array([[1.]])
     """
     axes = _check_channels("batch_norm_inference", x, gamma=gamma, beta=beta, mean=mean, var=var)
-    return BatchNormInference(axes, eps)(x, gamma, beta, mean, var)
+    return BatchNormInference(axes, float(eps))(x, gamma, beta, mean, var)
 
 
 def layer_norm(x: Any, gamma: Any = None, beta: Any = None, axes: int = 1, eps: float = 1e-5) -> Any:
@@ -135,7 +136,7 @@ def layer_norm(x: Any, gamma: Any = None, beta: Any = None, axes: int = 1, eps: 
         raise ShapeError("layer_norm: gamma and beta must have the shape of x's last axes", x=f"{x.shape}", axes=count,
                          **{name: f"{p.shape}" for name, p in (("gamma", gamma), ("beta", beta)) if p is not None})
     first = len(x.shape) - count
-    return LayerNorm(tuple(range(first, len(x.shape))), tuple(range(first)), eps)(x, gamma, beta)[0]
+    return LayerNorm(tuple(range(first, len(x.shape))), tuple(range(first)), float(eps))(x, gamma, beta)[0]
 
 
 def _check_channels(operation: str, x: Any, **parameters: Any) -> tuple[int, ...]:
@@ -147,6 +148,4 @@ def _check_channels(operation: str, x: Any, **parameters: Any) -> tuple[int, ...
         if p.shape != x.shape[1:2]:
             raise ShapeError(f"{operation}: x has {x.shape[1]} channels, {name} has shape {p.shape}", x=f"{x.shape} (N, C, ...)",
                              hint=f"Give the layer channels={x.shape[1]}.")
-    if isinstance(x, Tensor) and x.size == 0:
-        raise ShapeError(f"{operation}: an empty batch has no mean", x=f"{x.shape}")
     return (0, *range(2, len(x.shape)))
