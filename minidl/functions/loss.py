@@ -15,7 +15,7 @@ import numpy as np
 from minidl import backend
 from minidl.errors import ArgumentError, DtypeError, LabelError, ShapeError
 from minidl.functions.activation import sigmoid, softmax
-from minidl.functions.shape import broadcast_to
+from minidl.functions.shape import broadcast_to, check_arrays
 from minidl.graph import Function
 from minidl.tensor import Tensor
 
@@ -68,6 +68,7 @@ class SoftmaxCrossEntropy(Loss):
         top = x.max(axis=1, keepdims=True)
         log_p = x - top
         log_p -= xp.log(xp.exp(log_p).sum(axis=1, keepdims=True))
+        log_p = xp.where(self.target != 0, log_p, 0)            # 0 times the -inf of a class that is masked out is 0
         return self.reduced(-(self.target * log_p).sum(axis=1))
 
     # loss = -t . log softmax(x): gx = (sum of t) softmax(x) - t, and t adds up to 1 for class ids
@@ -116,8 +117,8 @@ def softmax_cross_entropy(x: Any, labels: Any, label_smoothing: float = 0.0, red
     reduction: "mean" over the labels, "sum", or "none" for each.
     LabelError for a class id outside 0 ... C - 1; ShapeError, DtypeError, ArgumentError if something does not fit.
 
-    >>> softmax_cross_entropy(np.array([[0.0, 0.0], [0.0, 9.0]]), np.array([0, 1]), reduction="none").round(4)
-    array([0.6931, 0.0001])
+    >>> softmax_cross_entropy(np.array([[0.0, 0.0], [0.0, 2.0]]), np.array([0, 1]), reduction="none").round(4)
+    array([0.6931, 0.1269])
     """
     name = "softmax_cross_entropy"
     labels = _beside(x, labels, name)
@@ -141,7 +142,7 @@ def softmax_cross_entropy(x: Any, labels: Any, label_smoothing: float = 0.0, red
         if array.size and (int(array.min()) < 0 or int(array.max()) >= classes):
             raise LabelError(f"{name}: labels run from {int(array.min())} to {int(array.max())}, and there are {classes} classes",
                              hint=f"Class ids are 0 ... {classes - 1}.")
-    return SoftmaxCrossEntropy(reduction, label_smoothing)(x, labels)
+    return SoftmaxCrossEntropy(reduction, float(label_smoothing))(x, labels)
 
 
 def mse(x: Any, target: Any, reduction: str = "mean") -> Any:
@@ -154,7 +155,7 @@ def mse(x: Any, target: Any, reduction: str = "mean") -> Any:
     """
     target = _beside(x, target, "mse")
     _check("mse", x, reduction, target)
-    return SquaredError(reduction)(x, target)
+    return SquaredError(reduction)(x, _as_floats(target, x.dtype))
 
 
 def binary_cross_entropy_with_logits(x: Any, target: Any, reduction: str = "mean") -> Any:
@@ -167,7 +168,7 @@ def binary_cross_entropy_with_logits(x: Any, target: Any, reduction: str = "mean
     """
     target = _beside(x, target, "binary_cross_entropy_with_logits")
     _check("binary_cross_entropy_with_logits", x, reduction, target)
-    return BinaryCrossEntropy(reduction)(x, target)
+    return BinaryCrossEntropy(reduction)(x, _as_floats(target, x.dtype))
 
 
 def distribution(loss: Tensor) -> Distribution | None:
@@ -187,11 +188,17 @@ def distribution(loss: Tensor) -> Distribution | None:
 
 def _beside(x: Any, target: Any, operation: str) -> Any:
     """Targets as an array or Tensor beside x: lists are made arrays on its device."""
+    check_arrays(operation, x=x)
     if isinstance(target, Tensor) or backend.is_array(target):
         return target
     array = x.data if isinstance(x, Tensor) else x
     made = np.asarray(target)
     return backend.asarray(made.astype(array.dtype) if made.dtype.kind == "f" else made, backend.device_of(array))
+
+
+def _as_floats(target: Any, dtype: Any) -> Any:
+    """Integers and booleans in x's dtype: beside float32 NumPy would make float64 of them."""
+    return target if target.dtype.kind == "f" else target.astype(dtype)
 
 
 def _check(operation: str, x: Any, reduction: str, target: Any = None) -> None:
