@@ -36,8 +36,8 @@ def dropout(x: X, p: float = 0.5, seed: int = 0, step: int = 0, layer: int = 0, 
     a larger minibatch that this worker has. ArgumentError for p outside [0, 1). Srivastava et al., JMLR 2014.
 
     >>> dropout(np.ones(8), p=0.5, seed=1)
-    array([2., 2., 0., 0., 2., 0., 2., 0.])
+    array([2., 0., 0., 0., 2., 2., 2., 0.])
     """
     if not 0 <= p < 1:
         raise ArgumentError(f"dropout: p is {p}, and must be at least 0 and less than 1")
-    return Dropout(p, (int(seed), int(step), int(layer)), first)(x)
+    return Dropout(float(p), (int(seed), int(step), int(layer)), first)(x)

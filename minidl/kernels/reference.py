@@ -233,11 +233,11 @@ def dropout_mask(xp: Any, shape: tuple[int, ...], p: float, seed: int, step: int
     size = math.prod(shape)
     low = xp.arange(first % 2**32, first % 2**32 + size, dtype="uint64")
     element = low.astype("uint32")
+    if first + size > 2**32:                                    # the upper half of the element's number, where there is one
+        element = element ^ mix(((low >> 32) + (first >> 32)).astype("uint32"))
     h = mix(element ^ xp.asarray(mix_number(seed % 2**32), "uint32"))
     for key in (seed // 2**32, step, layer):
         h = mix(h ^ xp.asarray(mix_number((key + 0x9E3779B9) % 2**32), "uint32"))
-    if first + size > 2**32:                                    # the upper half of the element's number, where it is needed at all
-        h = mix(h ^ ((low >> 32) + (first >> 32)).astype("uint32"))
     return (h >= xp.asarray(min(int(p * 2**32), 2**32 - 1), "uint32")).reshape(shape)
 
 
