@@ -270,12 +270,12 @@ def erf(x: Array) -> Array:
     for c in reversed(coefficients[1:]):                        # Clenshaw's recurrence
         last, before = u * 2 * last - before + c, last
     outer = 1 - t * xp.exp(-z * z + u * last - before + coefficients[0])
-    near = xp.minimum(z, 0.5)
+    near = xp.minimum(z, 1)
     square = near * near
     series = xp.zeros_like(x)
-    for n in range(14, -1, -1):
+    for n in range(18, -1, -1):
         series = series * square + (-1) ** n / (math.factorial(n) * (2 * n + 1))
-    return xp.where(z < 0.5, near * series * (2 / math.sqrt(math.pi)), outer) * xp.sign(x)
+    return xp.copysign(xp.where(z < 1, near * series * (2 / math.sqrt(math.pi)), outer), x)
 
 
 @functools.cache

@@ -1,0 +1,184 @@
+import math
+
+import numpy as np
+import pytest
+from geometry import few, numbers, orders, plain, sliding
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minidl.kernels import Window, reference
+
+small = st.integers(1, 2)
+
+
+def patches(x, window, fill=0.0):
+    """What is under the window, by loops: a list of (N, C, KH, KW); NaN where only ceil_mode reaches."""
+    return plain(window).patches(x, fill, window.ceil_mode)
+
+
+def scattered(parts, size, window):
+    """Images (N, C, H, W) onto which each of the parts (N, C, KH, KW) is added where its window stands."""
+    n, c = parts[0].shape[:2]
+    around = [length + 2 * p + window.span[axis] + window.stride[axis] for axis, (length, p) in enumerate(zip(size, window.padding))]
+    image = np.zeros((n, c, *around))
+    for part, (rows, columns) in zip(parts, plain(window).places((n, c, *size), window.ceil_mode)):
+        for i, row in enumerate(rows):
+            for j, column in enumerate(columns):
+                image[:, :, row, column] += part[:, :, i, j]
+    top, left = window.padding
+    return image[:, :, top:top + size[0], left:left + size[1]]
+
+
+def at_places(y):
+    """The entries of (N, C, OH, OW) place by place: a list of (N, C)."""
+    return [y[:, :, i, j] for i in range(y.shape[2]) for j in range(y.shape[3])]
+
+
+class TestColumns:
+    @few
+    @given(sliding(), small, small, orders)
+    def test_im2col(self, drawn, n, c, order):
+        size, window = drawn
+        x = numbers(n, c, *size, order=order)
+        wanted = np.stack([patch.reshape(n, -1) for patch in patches(x, window)], axis=-1)
+        np.testing.assert_array_equal(reference.im2col(x, window), wanted)
+
+    @few
+    @given(sliding(), small, small)
+    def test_col2im(self, drawn, n, c):
+        size, window = drawn
+        columns = numbers(n, c * math.prod(window.kernel), math.prod(window.out(size)))
+        parts = [columns[:, :, k].reshape(n, c, *window.kernel) for k in range(columns.shape[2])]
+        np.testing.assert_allclose(reference.col2im(columns, size, window), scattered(parts, size, window), atol=1e-12)
+
+    def test_the_picture_in_the_docstring_is_a_published_example(self):
+        """x = [[2,0,1],[0,2,3],[1,3,1]], w = [[1,0],[0,2]]: patches times weights are [[6,6],[6,4]]."""
+        x, w = np.array([[2, 0, 1], [0, 2, 3], [1, 3, 1]], float), np.array([[1, 0], [0, 2]], float)
+        rows = reference.im2col(x[None, None], Window((2, 2)))[0].T
+        assert rows.tolist() == [[2, 0, 0, 2], [0, 1, 2, 3], [0, 2, 1, 3], [2, 3, 3, 1]]
+        assert (rows @ w.reshape(4, 1)).reshape(2, 2).tolist() == [[6, 6], [6, 4]]
+
+    def test_integers_stay_integers(self):
+        x = np.arange(9, dtype=np.uint8).reshape(1, 1, 3, 3)
+        assert reference.im2col(x, Window((2, 2), padding=(1, 1))).dtype == np.uint8
+
+    def test_patches_are_a_view(self):
+        x = numbers(2, 3, 5, 5)
+        assert np.shares_memory(reference.patches_of(x, Window((3, 3), (2, 2))), x)
+
+
+class TestConvolution:
+    @few
+    @given(sliding(), small, small, small, st.integers(1, 3), orders)
+    def test_three_products(self, drawn, n, channels, filters, groups, order):
+        size, window = drawn
+        x = numbers(n, channels * groups, *size, order=order)
+        w = numbers(filters * groups, channels, *window.kernel, order=order)
+        gy = numbers(n, filters * groups, *window.out(size), order=order)
+        y, gx, gw = np.zeros(gy.shape), [], np.zeros(w.shape)
+        for i, (patch, g) in enumerate(zip(patches(x, window), at_places(gy))):
+            back = np.zeros(patch.shape)
+            for o in range(filters * groups):
+                mine = slice(o // filters * channels, (o // filters + 1) * channels)
+                y[:, o].reshape(n, -1)[:, i] = (patch[:, mine] * w[o]).sum((1, 2, 3))
+                gw[o] += (patch[:, mine] * g[:, o, None, None, None]).sum(0)
+                back[:, mine] += w[o] * g[:, o, None, None, None]
+            gx.append(back)
+        np.testing.assert_allclose(reference.conv2d(x, w, window, groups), y, atol=1e-12)
+        np.testing.assert_allclose(reference.conv2d_weights(x, gy, window, groups), gw, atol=1e-12)
+        np.testing.assert_allclose(reference.conv2d_input(gy, w, size, window, groups), scattered(gx, size, window), atol=1e-12)
+
+    @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+    def test_dtypes_stay(self, dtype):
+        x, w, window = numbers(2, 4, 5, 5, dtype=dtype), numbers(2, 2, 3, 3, dtype=dtype), Window((3, 3))
+        y = reference.conv2d(x, w, window, 2)
+        assert y.dtype == reference.conv2d_input(y, w, (5, 5), window, 2).dtype == reference.conv2d_weights(x, y, window, 2).dtype == dtype
+
+    @few
+    @given(st.integers(0, 4), small, sliding(), st.integers(1, 400))
+    def test_pieces_are_small_and_cover_every_row_once(self, n, c, drawn, piece):
+        size, window = drawn
+        parts = reference.patches_of(np.zeros((n, c, *size)), window)
+        times = np.zeros((n, parts.shape[-2]), int)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(reference, "PIECE", piece)
+            for images, rows in reference.pieces(parts):
+                times[images, rows] += 1
+                count = parts[images, ..., rows, :].size
+                assert count <= piece or count == parts[:1, ..., :1, :].size        # no less than a row
+        assert (times == 1).all()
+
+
+class TestPooling:
+    @few
+    @given(sliding(pooling=True), small, small, orders, st.booleans())
+    def test_the_largest_number_and_its_place(self, drawn, n, c, order, ties):
+        size, window = drawn
+        x = numbers(n, c, *size, order=order)
+        x = np.round(x) if ties else x
+        y, place = reference.max_pool2d(x, window)
+        flat = [np.where(np.isnan(patch), -np.inf, patch).reshape(n, c, -1) for patch in patches(x, window, -np.inf)]
+        np.testing.assert_array_equal(y.reshape(n, c, -1), np.stack([patch.max(-1) for patch in flat], -1))
+        np.testing.assert_array_equal(place.reshape(n, c, -1), np.stack([patch.argmax(-1) for patch in flat], -1))
+
+        gy = numbers(*y.shape)
+        chosen = [np.arange(math.prod(window.kernel)) == k[..., None] for k in at_places(place)]
+        parts = [(g[..., None] * mask).reshape(n, c, *window.kernel) for g, mask in zip(at_places(gy), chosen)]
+        back = reference.max_pool2d_scatter(gy, place, size, window)
+        np.testing.assert_allclose(back, scattered(parts, size, window), atol=1e-12)
+
+        other = numbers(n, c, *size, order=order) + 1
+        picked = [(np.nan_to_num(patch).reshape(n, c, -1) * mask).sum(-1) for patch, mask in zip(patches(other, window), chosen)]
+        np.testing.assert_allclose(reference.max_pool2d_gather(other, place, window).reshape(n, c, -1), np.stack(picked, -1), atol=1e-12)
+
+    @few
+    @given(sliding(pooling=True), small, small, orders)
+    def test_sums_and_the_way_back(self, drawn, n, c, order):
+        size, window = drawn
+        x = numbers(n, c, *size, order=order)
+        y = reference.sum_pool2d(x, window)
+        sums = np.stack([np.nansum(patch, (2, 3)) for patch in patches(x, window)], -1)
+        np.testing.assert_allclose(y.reshape(n, c, -1), sums, atol=1e-12)
+        gy = numbers(*y.shape, order=order)
+        parts = [np.broadcast_to(g[..., None, None], (n, c, *window.kernel)) for g in at_places(gy)]
+        np.testing.assert_allclose(reference.sum_pool2d_spread(gy, size, window), scattered(parts, size, window), atol=1e-12)
+
+    @pytest.mark.parametrize(("kernel", "dtype"), [(16, np.uint8), (17, np.int32)])
+    def test_places_are_small_integers(self, kernel, dtype):
+        x = np.zeros((1, 1, 17, 17))
+        x[0, 0, kernel - 1, kernel - 1] = 1
+        _, place = reference.max_pool2d(x, Window((kernel, kernel), (17, 17)))
+        assert place.dtype == dtype and place.item() == kernel * kernel - 1
+
+    def test_a_nan_is_the_largest(self):
+        x = np.array([[[[5, np.nan], [np.nan, 7]]]])
+        y, place = reference.max_pool2d(x, Window((2, 2)))
+        assert np.isnan(y).all() and place.item() in (1, 2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_erf_is_right_to_the_last_bits(dtype):
+    tiny = -40 if dtype == "float32" else -300
+    x = np.concatenate([np.linspace(-7, 7, 3001), np.logspace(tiny, 1, 500), np.linspace(0.99, 1.01, 501), [0, 30, 1e30]]).astype(dtype)
+    wanted = np.array([math.erf(a) for a in x])
+    found = reference.erf(x)
+    assert found.dtype == dtype
+    np.testing.assert_array_less(np.abs(found - wanted), 4.5 * np.spacing(np.abs(wanted.astype(dtype))).astype("float64"))
+    np.testing.assert_array_equal(reference.erf(-x), -found)
+
+
+def test_erf_of_minus_0_and_of_no_number():
+    assert np.signbit(reference.erf(np.array([-0.0]))).all() and np.isnan(reference.erf(np.array([np.nan]))).all()
+
+
+def test_no_kernel_writes_to_its_arguments():
+    x, w, window = numbers(2, 2, 5, 5), numbers(2, 2, 3, 3), Window((3, 3), padding=(1, 1))
+    gy = numbers(2, 2, 5, 5)
+    _, place = reference.max_pool2d(x, window)
+    for array in (x, w, gy, place):
+        array.flags.writeable = False
+    for result in (reference.im2col(x, window), reference.conv2d(x, w, window), reference.conv2d_weights(x, gy, window),
+                   reference.conv2d_input(gy, w, (5, 5), window), *reference.max_pool2d(x, window), reference.sum_pool2d(x, window),
+                   reference.max_pool2d_scatter(gy, place, (5, 5), window), reference.max_pool2d_gather(x, place, window),
+                   reference.sum_pool2d_spread(gy, (5, 5), window), reference.erf(x)):
+        assert not any(np.shares_memory(result, array) for array in (x, w, gy, place))
