@@ -197,9 +197,10 @@ def einsum(subscripts: str, *xs: Any) -> Any:
 
 
 def check_dtypes(operation: str, **arguments: Any) -> None:
-    """DtypeError if the arrays of a layer are not all of one float type. None is passed over."""
-    check_arrays(operation, **arguments)
-    dtypes = {name: x.dtype for name, x in arguments.items() if x is not None}
+    """DtypeError if the arrays of a layer are not all of one float type. None is passed over, but for x and w."""
+    given = {name: x for name, x in arguments.items() if x is not None or name in ("x", "w")}
+    check_arrays(operation, **given)
+    dtypes = {name: x.dtype for name, x in given.items()}
     first = dtypes["x"]
     if first.kind != "f":
         raise DtypeError(f"{operation}: x is {first}, and must be of a float type", hint="Use x.astype('float32').")

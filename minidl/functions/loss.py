@@ -172,11 +172,11 @@ def binary_cross_entropy_with_logits(x: Any, target: Any, reduction: str = "mean
 
 
 def distribution(loss: Tensor) -> Distribution | None:
-    """The distribution that a loss is the negative log-likelihood of; None for any other Tensor.
+    """The distribution that a loss is the negative log-likelihood of; None for anything else.
 
     loss: what a function of this file gave, before its backward pass has freed it.
     """
-    node = loss.node
+    node = loss.node if isinstance(loss, Tensor) else None
     function = node.function if node is not None else None
     if node is None or not isinstance(function, Loss):
         return None

@@ -16,6 +16,7 @@ from minidl.functions.arithmetic import sqrt
 from minidl.functions.linear import check_dtypes
 from minidl.functions.reduction import mean as mean_
 from minidl.functions.reduction import sum as sum_
+from minidl.functions.shape import check_arrays
 from minidl.graph import Function
 
 
@@ -141,6 +142,7 @@ def layer_norm(x: Any, gamma: Any = None, beta: Any = None, axes: int = 1, eps: 
 
 def _check_channels(operation: str, x: Any, **parameters: Any) -> tuple[int, ...]:
     """The axes of x other than the channels, once everything is known to fit."""
+    check_arrays(operation, x=x, **parameters)
     check_dtypes(operation, x=x, **parameters)
     if len(x.shape) < 2:
         raise ShapeError(f"{operation}: x has no axis of channels", x=f"{x.shape} (N, C) or (N, C, H, W)")

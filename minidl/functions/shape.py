@@ -152,9 +152,9 @@ def is_basic(key: Any) -> bool:
 
 
 def check_arrays(operation: str, **arguments: Any) -> None:
-    """DtypeError if one is neither an array nor a Tensor. None is passed over."""
+    """DtypeError if one is neither an array nor a Tensor."""
     for name, x in arguments.items():
-        if x is not None and not hasattr(x, "dtype"):
+        if not hasattr(x, "dtype"):
             raise DtypeError(f"{operation}: {name} is a {type(x).__name__}, and must be an array or a Tensor",
                              hint="Make an array of it first: numpy.asarray(x, dtype='float32'), or minidl.Tensor(x).")
 
@@ -246,7 +246,7 @@ def broadcast_to(x: Any, shape: tuple[int, ...]) -> Any:
     >>> broadcast_to(np.array([1.0, 2.0]), (2, 2))
     array([[1., 2.], [1., 2.]])
     """
-    return BroadcastTo(tuple(shape))(x)
+    return BroadcastTo(_given((shape,)))(x)
 
 
 def getitem(x: X, key: Any) -> X:
@@ -300,7 +300,7 @@ def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> list[Any]:
     """
     axis = numbered("split", x, axis)
     length = x.shape[axis]
-    if isinstance(sections, int):
+    if isinstance(sections, int | np.integer):
         if sections < 1 or length % sections:
             raise ShapeError(f"split: an axis of length {length} cannot be cut into {sections} equal parts", x=f"{x.shape}",
                              hint="Give the positions of the cuts instead: split(x, [2, 5], axis).")
@@ -319,9 +319,9 @@ def pad(x: Any, widths: Any, value: float = 0.0) -> Any:
     array([0., 1., 2.])
     """
     check_arrays("pad", x=x)
-    if isinstance(widths, int):
+    if isinstance(widths, int | np.integer):
         widths = (widths, widths)
-    if isinstance(widths[0], int):
+    if isinstance(widths[0], int | np.integer):
         widths = [widths] * x.ndim
     widths = tuple((int(before), int(after)) for before, after in widths)
     if len(widths) != x.ndim or any(n < 0 for pair in widths for n in pair):
@@ -345,7 +345,11 @@ def astype(x: Any, dtype: Any) -> Any:
     dtype('float32')
     """
     check_arrays("astype", x=x)
-    return x if x.dtype == dtype else AsType(np.dtype(dtype))(x)
+    try:
+        dtype = np.dtype(dtype)
+    except TypeError:
+        raise DtypeError(f"astype: {dtype!r} is no dtype", hint="Give one of 'float16', 'float32', 'float64', 'int64', 'bool'.") from None
+    return x if x.dtype == dtype else AsType(dtype)(x)
 
 
 def to(x: Any, device: str) -> Any:

@@ -268,6 +268,11 @@ class TestErrors:
         with pytest.raises(ArgumentError, match=says("einsum: 'ij,jk->ik' has 2 operands, and 1 are given")):
             F.einsum("ij,jk->ik", np.ones((2, 3)))
 
+    def test_a_layer_that_returned_nothing(self):
+        for call in (lambda x, w: F.affine(None, w), lambda x, w: F.affine(x, None), lambda x, w: F.matmul(x, None)):
+            with pytest.raises(DtypeError, match=says("", "is a NoneType, and must be an array or a Tensor")):
+                call(np.ones((2, 3)), np.ones((3, 2)))
+
     def test_lists_are_no_arrays(self):
         with pytest.raises(DtypeError, match=says("matmul: b is a list, and must be an array")):
             F.matmul(np.ones((2, 2)), [[1.0], [2.0]])

@@ -172,11 +172,11 @@ class TestWhatDistributionTells:
         x = leaf(np.zeros((2, 3, 5)))
         assert F.distribution(F.softmax_cross_entropy(x, np.zeros((2, 5), int))).scale == 1 / 10
 
-    def test_other_tensors_have_none(self):
+    def test_nothing_else_has_one(self):
         x = leaf([[1.0, 2.0]])
         with minidl.no_grad():
             unrecorded = F.mse(x, x.data)
-        for other in (x, x.sum(), F.mse(x, x.data) * 2, unrecorded):
+        for other in (x, x.sum(), F.mse(x, x.data) * 2, unrecorded, F.mse(x.data, x.data), None):
             assert F.distribution(other) is None
 
     def test_a_loss_whose_graph_is_gone_has_none(self):

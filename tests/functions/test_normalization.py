@@ -173,6 +173,8 @@ class TestErrors:
                 function(x.astype("int64"), p, p)
             with pytest.raises(DtypeError, match=says(f"{function.__name__}: gamma is a list")):
                 function(x, [1.0], p)
+        with pytest.raises(DtypeError, match=says("batch_norm: gamma is a NoneType")):
+            F.batch_norm(x, None, None)
 
     def test_known_statistics_have_no_gradient(self):
         with pytest.raises(GraphError, match=says("batch_norm_inference: mean is not differentiable", "detach()")):

@@ -316,6 +316,14 @@ class TestMethods:
         assert x[x > 3].data.tolist() == [4, 5]
 
 
+def test_ints_may_be_numpys():
+    one, two = np.int64(1), np.int64(2)
+    x = np.ones((4, 2))
+    assert F.pad(x, one).shape == F.pad(x, (one, 1)).shape == (6, 4) and len(F.split(x, two)) == 2
+    assert F.reshape(x, two, 4).shape == F.squeeze(F.expand_dims(x, one), one).shape[::-1] == (2, 4)
+    assert F.swapaxes(x, one, np.int64(0)).shape == (2, 4) and F.broadcast_to(x[0, 0:1], two).shape == (2,)
+
+
 class TestEmpty:
     def test_arrays(self):
         x = leaf(0, 3)
@@ -367,6 +375,10 @@ class TestErrors:
         for function in (F.concatenate, F.stack):
             with pytest.raises(ArgumentError, match=says(f"{function.__name__}: nothing to join", "at least one array")):
                 function([])
+
+    def test_a_dtype_that_is_not_there(self):
+        with pytest.raises(DtypeError, match=says("astype: 'floaty' is no dtype", "'float32'")):
+            F.astype(np.ones(2), "floaty")
 
     def test_a_device_that_is_not_there(self):
         with pytest.raises(ArgumentError, match=says("device 'gpu' is not known", '"cuda:0"')):
