@@ -1,21 +1,26 @@
 """What a run looks like on a terminal, and, as plain lines, in a file or a pipe.
 
-A Display is a callback of the loop: it says first what will be done, shows each epoch as a line and the present one as a bar, and ends
-with a table. It computes nothing and decides nothing.
+A Display is a callback of the loop: it says first what will be done, shows a line for each epoch and below them a bar for the whole run,
+and ends with a table. How errors of a command look is here too. Nothing is computed or decided here.
 """
 
 from __future__ import annotations
 
-import sys
+import contextlib
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
-from minidl.loop import Callback, Run
+from minidl.errors import ConfigError, MinidlError
+from minidl.loop import Callback
+from minidl.run import Run
+
+HEADS = (("", "epoch", 5), ("training", "loss", 10), ("", "accuracy", 10), ("test", "loss", 10), ("", "accuracy", 10), ("", "images/s", 10),
+         ("", "seconds", 9))            # of the epochs' columns, two lines, with their widths; where there is no room the last are left out
 
 
 def percent(share: float | None) -> str:
@@ -25,62 +30,69 @@ def percent(share: float | None) -> str:
 
 def number(x: float | None) -> str:
     """A loss in four digits; '-' for None."""
-    return "-" if x is None else f"{x:.4f}"
+    return "-" if x is None else f"{x:.4f}" if abs(x) < 1000 else f"{x:.3g}"
 
 
 class Display(Callback):
     """Shows a run.
 
-    plan: what will be done, as (word, text) pairs. folder: where the results will lie. console: of Rich; the standard output's unless
-    given. With a terminal there is a live bar; otherwise a line at the start, one an epoch, and the end.
+    plan: what will be done, as (word, text) pairs. console: of Rich; the standard output's unless given. With a terminal there is a live
+    bar; otherwise only lines.
     """
 
-    def __init__(self, plan: list[tuple[str, str]], folder: str, console: Console | None = None):
-        self.plan, self.folder = plan, folder
+    def __init__(self, plan: Sequence[tuple[str, str]], console: Console | None = None):
+        self.plan = plan
         self.console = console or make_console()
         self.bar: Progress | None = None
+        self.began, self.began_at = time.perf_counter(), 0
 
     def start(self, run: Run) -> None:
-        """The plan, then the head of the epochs' lines."""
-        self.run = run
+        """The plan, then the head of the epochs' lines, and those that are done already."""
+        self.began, self.began_at = time.perf_counter(), run.step
+        self.show_plan()
+        if not run.finished:
+            self.line([above for above, _, _ in HEADS], "bold")
+            self.line([head for _, head, _ in HEADS], "bold")
+        for metrics in run.history:
+            self.epoch(run, metrics, "dim")
+        if self.console.is_terminal and not run.finished:
+            self.bar = Progress(TextColumn("  [bold]{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[now]}"),
+                                TimeRemainingColumn(compact=True), console=self.console, transient=True, expand=True)
+            total = run.epochs * len(run.loader)
+            self.task = self.bar.add_task(f"epoch {run.epoch + 1}/{run.epochs}", total=total, completed=run.step, now="")
+            self.bar.start()
+
+    def show_plan(self) -> None:
+        """What will be done."""
         self.console.print()
         for word, text in self.plan:
-            self.console.print(Text.assemble(("  " + word.ljust(11), "bold cyan"), text))
+            self.console.print(Text.assemble((f"  {word:<11}", "bold cyan"), text), soft_wrap=not self.console.is_terminal)
         self.console.print()
-        width = len(f"{run.epochs}")
-        self.layout = f"  {{:>{max(5, width)}}}  {{:>10}} {{:>9}}  {{:>9}} {{:>9}}  {{:>7}}  {{:>8}}"
-        if not run.finished:
-            self.console.print(self.layout.format("epoch", "train loss", "accuracy", "test loss", "accuracy", "seconds", "images/s"),
-                               style="bold", highlight=False)
-        for metrics in run.history:                             # of a run that was resumed
-            self.line(metrics, "dim")
-        self.started = time.perf_counter()
-        self.begun_at = run.step
-        if self.console.is_terminal and not run.finished:
-            self.bar = Progress(TextColumn("  [bold]{task.description}"), BarColumn(bar_width=30), TextColumn("{task.fields[now]}"),
-                                TimeRemainingColumn(), console=self.console, transient=True)
-            self.task = self.bar.add_task("", total=run.minibatches, now="")
-            self.bar.start()
 
     def step(self, run: Run, loss: float) -> None:
         """Move the bar."""
         if self.bar is not None:
-            accuracy = f"accuracy {percent(run.right / run.seen)}  " if run.right else ""
+            accuracy = "" if run.right is None else f"accuracy {percent(run.right / run.seen)}  "
             now = f"loss {number(run.loss / run.seen)}  {accuracy}{run.seen / max(run.seconds, 1e-9):,.0f} images/s"
-            self.bar.update(self.task, description=f"epoch {run.epoch + 1}/{run.epochs}", completed=run.minibatch, now=now)
+            self.bar.update(self.task, description=f"epoch {run.epoch + 1}/{run.epochs}", completed=run.step, now=now)
 
-    def epoch(self, run: Run, metrics: dict[str, Any]) -> None:
+    def epoch(self, run: Run, metrics: dict[str, Any], style: str = "") -> None:
         """A line for the epoch."""
-        self.line(metrics)
-        if self.bar is not None:
-            self.bar.reset(self.task, total=run.minibatches, now="")
+        self.line([str(metrics["epoch"]), number(metrics["train_loss"]), percent(metrics["train_accuracy"]), number(metrics["test_loss"]),
+                   percent(metrics["test_accuracy"]), f"{metrics['images_per_second']:,.0f}", f"{metrics['seconds']:.2f}"], style)
 
-    def line(self, metrics: dict[str, Any], style: str = "") -> None:
-        """One epoch's metrics."""
-        self.console.print(self.layout.format(
-            metrics["epoch"], number(metrics["train_loss"]), percent(metrics["train_accuracy"]), number(metrics["test_loss"]),
-            percent(metrics["test_accuracy"]), f"{metrics['seconds']:.2f}", f"{metrics['images_per_second']:,.0f}"),
-            style=style, highlight=False)
+    def line(self, cells: Sequence[str], style: str = "") -> None:
+        """A line of the epochs' table."""
+        text = "  "
+        for cell, (_, _, width) in zip(cells, HEADS):
+            if len(text) + width <= self.console.width:
+                text += f"{cell:>{width}}"
+        self.console.print(text.rstrip(), style=style, highlight=False)
+
+    def stopping(self) -> None:
+        """Say in the place of the bar that the run was asked to stop; it does after the present minibatch."""
+        if self.bar is not None:
+            self.bar.update(self.task, now="stopping after this minibatch")
 
     def stop(self) -> None:
         """Take the bar away."""
@@ -88,41 +100,72 @@ class Display(Callback):
             self.bar.stop()
             self.bar = None
 
-    def close(self) -> None:
-        """The table at the end, and where things are."""
+    def summary(self, run: Run) -> None:
+        """The last epoch's loss and accuracy in training and test, and the best accuracy in the test; how long it took."""
         self.stop()
-        run = self.run
-        self.console.print()
         if run.history:
-            self.console.print(closing_table(run))
-        updates = run.step - self.begun_at
-        self.console.print(f"  {updates:,} updates in {time.perf_counter() - self.started:.1f} s", highlight=False)
-        self.console.print(Text.assemble("  Results: ", (self.folder, "bold")))
-        self.console.print(f"  To classify images: python -m minidl.predict {self.folder} IMAGE...", highlight=False, soft_wrap=True)
+            self.console.print()
+            for cells, style in closing_table(run.history):
+                self.console.print(("  {:<10}{:>8}{:>11}   {}".format(*cells)).rstrip(), style=style, highlight=False)
+        self.console.print()
+        if run.step > self.began_at:
+            self.say(f"{run.step - self.began_at:,} updates in {duration(time.perf_counter() - self.began)}")
 
     def say(self, text: str, style: str = "") -> None:
         """A sentence between the lines."""
-        self.console.print("  " + text, style=style, highlight=False, soft_wrap=True)
+        self.console.print("  " + text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
-def closing_table(run: Run) -> Table:
-    """The last epoch's loss and accuracy in training and test, and the best accuracy in the test."""
-    last = run.history[-1]
-    table = Table(box=None, padding=(0, 2), show_edge=False)
-    table.add_column("")
-    for head in ("loss", "accuracy", "best accuracy"):
-        table.add_column(head, justify="right")
-    table.add_row("training", number(last["train_loss"]), percent(last["train_accuracy"]), "")
+def closing_table(history: Sequence[dict[str, Any]]) -> list[tuple[tuple[str, str, str, str], str]]:
+    """The cells of the lines of the table at the end, and the style of each line."""
+    last = history[-1]
+    rows = [(("", "loss", "accuracy", ""), "bold"),
+            (("training", number(last["train_loss"]), percent(last["train_accuracy"]), ""), "")]
     if last["test_loss"] is not None:
-        best = max((m for m in run.history if m["test_accuracy"] is not None), key=lambda m: m["test_accuracy"], default=None)
-        note = "" if best is None else f"{percent(best['test_accuracy'])} in epoch {best['epoch']}"
-        table.add_row("test", number(last["test_loss"]), percent(last["test_accuracy"]), note, style="bold")
-    return table
+        tested = [metrics for metrics in history if metrics["test_accuracy"] is not None]
+        best = max(tested, key=lambda metrics: metrics["test_accuracy"], default=last)
+        note = "" if best is last else f"(best: {percent(best['test_accuracy'])} in epoch {best['epoch']})"
+        rows.append((("test", number(last["test_loss"]), percent(last["test_accuracy"]), note), ""))
+    return rows
+
+
+def duration(seconds: float) -> str:
+    """5.25 as '5.2 s', 75 as '1 min 15 s', 3700 as '1 h 1 min'."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes} min {seconds} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def make_console(stderr: bool = False) -> Console:
     """A console that writes whole lines where there is no terminal to wrap them."""
     console = Console(stderr=stderr)
-    if not console.is_terminal:
-        console = Console(file=sys.stderr if stderr else sys.stdout, width=200)
-    return console
+    return console if console.is_terminal else Console(stderr=stderr, width=200)
+
+
+@contextlib.contextmanager
+def errors_told() -> Iterator[None]:
+    """Around a command: an error of minidl's is told in its own words, on stderr, and ends it with status 1, or 2 if an option is wrong.
+
+    Ctrl-C ends it with status 130. Any other error is a fault in a program, and shows where.
+    """
+    try:
+        yield
+    except MinidlError as error:
+        tell(error)
+        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
+    except MemoryError as error:
+        tell(error, f"Out of memory: {error}\nUse a smaller --batch-size, or send each minibatch through in parts: --accumulate 4.")
+        raise SystemExit(1) from None
+    except KeyboardInterrupt as error:                  # with the number of the signal, if it was not Ctrl-C
+        tell(error, "Stopped at once.")
+        raise SystemExit(128 + (error.args or (2,))[0]) from None
+
+
+def tell(error: BaseException, text: str = "") -> None:
+    """An error on stderr: what is wrong in red, below it the rest and its notes."""
+    first, *rest = (text or f"Error: {error}").split("\n") + [line for note in getattr(error, "__notes__", ()) for line in note.split("\n")]
+    console = make_console(stderr=True)
+    console.print(first, style="red", highlight=False, markup=False, soft_wrap=True)
+    for line in rest:
+        console.print("  " + line.strip(), highlight=False, markup=False, soft_wrap=True)

@@ -1,8 +1,7 @@
 """The training loop: seven steps, over and over.
 
-`fit` is the loop, `evaluate` looks how well the model does, and `Run` is where a run stands: all that a checkpoint must hold so that
-a run which is stopped goes on as if it had not been. Everything else that happens meanwhile (showing, saving) is a callback's business;
-the command around it is train.py.
+`fit` is the loop, and `evaluate` looks how well the model does. Where a run stands, so that it can be stopped and go on, is in run.py.
+Everything else that happens meanwhile (showing, saving) is a callback's business; the command around it is train.py.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from minidl import backend, optim
@@ -19,9 +18,11 @@ from minidl.autograd import no_grad
 from minidl.backend import Array
 from minidl.data import Loader
 from minidl.data.loader import share
-from minidl.errors import ArgumentError, DataError, NumericsError
+from minidl.data.transforms import whole
+from minidl.errors import GraphError, NumericsError
 from minidl.nn import Module
 from minidl.optim import Optimizer
+from minidl.run import Run
 from minidl.tensor import Tensor
 
 
@@ -33,7 +34,7 @@ class Objective:
     such thing.
     """
 
-    loss: Callable[[Any, Array, Array], Tensor]
+    loss: Callable[[Any, Array, Array], Any]
     right: Callable[[Array, Array], int] | None = None
 
 
@@ -66,47 +67,6 @@ class Callback:
         """After the last minibatch, or when the run was asked to stop."""
 
 
-@dataclass
-class Run:
-    """Where a run stands. Set `stop` and the loop ends after the minibatch that it is at."""
-
-    model: Module
-    optimizer: Optimizer
-    epochs: int
-    minibatches: int                    # an epoch
-    epoch: int = 0                      # finished
-    minibatch: int = 0                  # finished, of the present epoch
-    step: int = 0                       # updates so far
-    loss: float = 0.0                   # of the present epoch: the sum over its examples
-    right: int = 0
-    seen: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    stop: bool = False
-
-    NUMBERS = ("epoch", "minibatch", "step", "loss", "right", "seen", "seconds", "history")
-
-    @property
-    def finished(self) -> bool:
-        """Whether all epochs are done."""
-        return self.epoch >= self.epochs
-
-    def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        """All of it, as a checkpoint takes it: the arrays by name, and what JSON can hold."""
-        optimizer = self.optimizer.state_dict()
-        arrays = {f"model.{name}": x for name, x in self.model.state_dict().items()}
-        arrays |= {f"optimizer.{name}": x for name, x in optimizer.items() if backend.is_array(x)}
-        numbers = {name: x for name, x in optimizer.items() if not backend.is_array(x)}
-        return arrays, {"run": {name: getattr(self, name) for name in self.NUMBERS}, "optimizer": numbers}
-
-    def load_state(self, arrays: dict[str, Array], rest: dict[str, Any]) -> None:
-        """Go back to where `state` was taken. CheckpointError if it is another model's or another optimizer's."""
-        self.model.load_state_dict(part(arrays, "model."))
-        self.optimizer.load_state_dict(part(arrays, "optimizer.") | rest["optimizer"])
-        for name in self.NUMBERS:
-            setattr(self, name, rest["run"][name])
-
-
 def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int = 1, callbacks: Sequence[Callback] = (), *,
         objective: Objective | None = None, accumulate: int = 1, clip: float | None = None,
         resume: tuple[dict[str, Array], dict[str, Any]] | None = None) -> list[dict[str, Any]]:
@@ -126,37 +86,31 @@ def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int 
     >>> history[-1]["epoch"], history[-1]["test_accuracy"] > 0.9
     (2, True)
     """
+    epochs, accumulate = whole("fit", "epochs", epochs, 0), whole("fit", "accumulate", accumulate, 1)
     objective = objective or classification()
-    loader = train if isinstance(train, Loader) else Loader(train)
-    if accumulate < 1:
-        raise ArgumentError(f"fit: accumulate is {accumulate}, and must be at least 1")
-    if not len(loader):
-        raise DataError("fit: the training data has no minibatch", hint="Is the data empty, or the batch size larger than the data?")
-    run = Run(model, optimizer, epochs, len(loader))
+    run = Run(model, optimizer, train if isinstance(train, Loader) else Loader(train), epochs, right=0 if objective.right else None)
     if resume is not None:
         run.load_state(*resume)
 
     # Step 1, initialise W, was done by whoever made the model (models.create), or by the checkpoint.
     for callback in callbacks:
         callback.start(run)
-    while not run.finished:
+    while not run.ended:
         model.train()
         started = time.perf_counter()
-        for x, y in loader.epoch(run.epoch, start=run.minibatch):               # Step 2: take a minibatch.
+        for x, y in run.loader.epoch(run.epoch, start=run.minibatch):           # Step 2: take a minibatch.
             x, y = to_model(model, x), to_model(model, y)
             optimizer.zero_grad()
             total = 0.0
             for part_x, part_y in parts(x, y, accumulate):
-                share = len(part_x) / len(x)
                 outputs = model(part_x)                                         # Step 3: forward, from images to outputs.
                 loss = objective.loss(outputs, part_x, part_y)                  # Step 4: the loss, how wrong they are.
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise NumericsError(f"fit: the loss is {value} at step {run.step + 1} (epoch {run.epoch + 1}, minibatch "
-                                        f"{run.minibatch + 1})", hint="The weights have run away. Try a smaller learning rate, or clip.")
-                loss.backward(share)                                            # Steps 5 and 6: its gradient at the outputs, and
-                total += value * share                                          # from there backward to the gradient of every W.
-                if objective.right is not None:
+                if not isinstance(loss, Tensor):
+                    raise GraphError("fit: the loss does not depend on any parameter", hint="Are all of them frozen?")
+                weight = len(part_x) / len(x)
+                total += finite(loss.item(), run) * weight
+                loss.backward(weight)                                           # Steps 5 and 6: its gradient at the outputs, and
+                if objective.right is not None:                                 # from there backward to the gradient of every W.
                     run.right += objective.right(outputs.data, part_y)
             if clip is not None:
                 optim.clip_grad_norm(model, clip)
@@ -172,10 +126,8 @@ def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int 
             started = time.perf_counter()
             if run.stop:
                 break
-        if run.minibatch == run.minibatches:
+        if run.minibatch == len(run.loader):
             end_epoch(run, test, objective, callbacks)
-        if run.stop:
-            break
     for callback in callbacks:
         callback.end(run)
     return run.history
@@ -187,14 +139,15 @@ def end_epoch(run: Run, test: Any, objective: Objective, callbacks: Sequence[Cal
     metrics = {
         "epoch": run.epoch + 1,
         "train_loss": run.loss / run.seen,
-        "train_accuracy": None if objective.right is None else run.right / run.seen,
-        "test_loss": test_loss,
+        "train_accuracy": None if run.right is None else run.right / run.seen,
+        "test_loss": None if test_loss is None else finite(test_loss, run, "test "),
         "test_accuracy": test_accuracy,
         "seconds": run.seconds,
-        "images_per_second": run.seen / run.seconds,
+        "images_per_second": run.seen / max(run.seconds, 1e-9),
     }
     run.history.append(metrics)
-    run.epoch, run.minibatch, run.loss, run.right, run.seen, run.seconds = run.epoch + 1, 0, 0.0, 0, 0, 0.0
+    run.epoch, run.minibatch, run.loss, run.seen, run.seconds = run.epoch + 1, 0, 0.0, 0, 0.0
+    run.right = None if run.right is None else 0
     for callback in callbacks:
         callback.epoch(run, metrics)
 
@@ -220,9 +173,16 @@ def evaluate(model: Module, data: Any, objective: Objective | None = None) -> tu
             seen += len(x)
     finally:
         model.train(training)
-    if not seen:
-        raise DataError("evaluate: the data has no example")
     return loss / seen, None if objective.right is None else right / seen
+
+
+def finite(loss: float, run: Run, test: str = "") -> float:
+    """The loss itself. NumericsError, which names the step, if it is NaN or infinite."""
+    if not math.isfinite(loss):
+        step = f"after step {run.step}" if test else f"at step {run.step + 1}"
+        raise NumericsError(f"fit: the {test}loss is {loss} {step} (epoch {run.epoch + 1}, minibatch {run.minibatch + (not test)})",
+                            hint="The weights have run away. Try a smaller learning rate, or clip the gradient.")
+    return loss
 
 
 def to_model(model: Module, x: Array) -> Array:
@@ -233,10 +193,5 @@ def to_model(model: Module, x: Array) -> Array:
 
 def parts(x: Array, y: Array, count: int) -> list[tuple[Array, Array]]:
     """A minibatch in parts, cut as between so many processes; empty parts are left out."""
-    slices = [share(len(x), i, count) for i in range(count)]
-    return [(x[s], y[s]) for s in slices if s.start < s.stop]
-
-
-def part(arrays: dict[str, Array], prefix: str) -> dict[str, Array]:
-    """The entries whose names begin so, without the beginning."""
-    return {name.removeprefix(prefix): x for name, x in arrays.items() if name.startswith(prefix)}
+    slices = [share(len(x), i, count) for i in range(min(count, len(x)))]
+    return [(x[s], y[s]) for s in slices]

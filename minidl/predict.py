@@ -11,29 +11,31 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.table import Table
 
 from minidl import backend
 from minidl import functions as F
 from minidl.autograd import no_grad
-from minidl.checkpoint import Checkpoints
 from minidl.data import Normalise
 from minidl.data.images import read_image
-from minidl.display import make_console, percent
-from minidl.errors import ConfigError, MinidlError
-from minidl.loop import part, to_model
+from minidl.display import errors_told, make_console, percent, tell
+from minidl.errors import ConfigError, DataError
+from minidl.loop import to_model
 from minidl.nn import Module
-from minidl.train import fail, make_model, read_config
+from minidl.record import read_config
+from minidl.task import make_model
+from minidl.train import weights_of
+
+TOGETHER = 64           # images that go through the model at once
 
 
 def load_run(folder: Path, device: str = "cpu") -> tuple[Module, dict[str, Any]]:
     """The model of a run with the weights of its last checkpoint, ready for evaluation, and the run's config.
 
-    ConfigError or CheckpointError if the folder is not a run's or its checkpoints cannot be read.
+    CheckpointError if the folder is not a run's or its checkpoints cannot be read.
     """
     config = read_config(folder)
     model = make_model(config["options"]["model"], tuple(config["input_shape"]), len(config["classes"]), backend.generator(0))
-    model.load_state_dict(part(Checkpoints(folder / "checkpoint").latest()[1], "model."))
+    model.load_state_dict(weights_of(folder)[1])
     return model.to(device=device).eval(), config
 
 
@@ -41,40 +43,42 @@ def load_run(folder: Path, device: str = "cpu") -> tuple[Module, dict[str, Any]]
 def predict(model: Module, config: dict[str, Any], images: np.ndarray) -> np.ndarray:
     """Probabilities (N, classes) of images (N, C, H, W) with numbers in [0, 1]."""
     if config["normalise"] is not None:
-        images = Normalise(config["normalise"]["mean"], config["normalise"]["std"]).apply(images, None)
+        images = Normalise(**config["normalise"]).apply(images, None)
     outputs = model(to_model(model, images))
     return backend.to_numpy(F.softmax(getattr(outputs, "data", outputs), axis=1))
 
 
 def main(
-    run: Annotated[Path, typer.Argument(help="The folder of a run.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files; they are made to fit the model.")],
-    top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 3,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files; they are made to fit the model.")],
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="How many classes to name.")] = 3,
     invert: Annotated[bool, typer.Option("--invert", help="Dark on light becomes light on dark, as digits were learned.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda:0, ...")] = "cpu",
+    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda:0, ...")] = "cpu",
 ) -> None:
-    """Name the classes of image files, with their probabilities."""
-    try:
+    """Name the classes of image files, with their probabilities. Exit status 1 if one of them could not be read."""
+    with errors_told():
         model, config = load_run(run, backend.named_device(device))
-        if len(config["input_shape"]) != 3 or getattr(model, "reconstructs", False):
-            raise ConfigError(f"{run}: its model does not name the classes of images", model=config["options"]["model"])
-        batch = np.stack([read_image(image, tuple(config["input_shape"])) for image in images])
-        probabilities = predict(model, config, 1 - batch if invert else batch)
-    except MinidlError as error:
-        fail(error)
-    console = make_console()
-    table = Table(box=None, padding=(0, 2), show_edge=False)
-    for head in ("image", "class", "probability", "or"):
-        table.add_column(head, justify="right" if head == "probability" else "left")
-    for image, row in zip(images, probabilities):
-        best = np.argsort(-row)[:top]
-        names = [config["classes"][i] for i in best]
-        others = ", ".join(f"{name} {percent(row[i])}" for name, i in zip(names[1:], best[1:]))
-        table.add_row(str(image), names[0], percent(row[best[0]]), others)
-    console.print(table)
+        shape = tuple(config["input_shape"])
+        if getattr(model, "reconstructs", False) or len(shape) != 3:
+            learned = "to reconstruct its input" if len(shape) == 3 else "vectors, not images"
+            raise ConfigError(f"{run}: this model has learned {learned}, and cannot name images", model=config["options"]["model"])
+        width = max(len(str(image)) for image in images)
+        readable = []
+        for image in images:
+            try:
+                x = read_image(image, shape)
+                readable.append((image, 1 - x if invert else x))
+            except DataError as error:
+                tell(error)
+        for start in range(0, len(readable), TOGETHER):
+            some = readable[start:start + TOGETHER]
+            for (image, _), row in zip(some, predict(model, config, np.stack([x for _, x in some]))):
+                names = [f"{config['classes'][k]} {percent(row[k])}" for k in np.argsort(-row, kind="stable")[:top]]
+                make_console().print(f"{image!s:<{width}}  {'  '.join(names)}", highlight=False, markup=False, soft_wrap=True)
+        raise SystemExit(int(len(readable) < len(images)))
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(context_settings={"help_option_names": ["-h", "--help"]})(main)
     app()

@@ -1,0 +1,105 @@
+"""Where a run stands: all that must be known so that a run which is stopped goes on as if it had not been.
+
+That is the weights and buffers of the model, the memory of the optimizer, how far the loader is, the numbers of the present epoch and
+the metrics of those before. The order of examples and what dropout drops follow from seeds and counts in them; generators that a model
+holds itself are taken along. What a run does is written in loop.py, how its state gets to the disk in checkpoint.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from minidl import backend
+from minidl.backend import Array
+from minidl.data import Loader
+from minidl.errors import CheckpointError
+from minidl.nn import Module
+from minidl.optim import Optimizer
+
+NUMBERS = ("epoch", "minibatch", "step", "loss", "right", "seen", "seconds", "history")
+
+
+@dataclass
+class Run:
+    """Where a run stands. Set `stop` and the loop ends after the minibatch that it is at."""
+
+    model: Module
+    optimizer: Optimizer
+    loader: Loader
+    epochs: int                         # wanted
+    epoch: int = 0                      # finished
+    minibatch: int = 0                  # finished, of the present epoch
+    step: int = 0                       # updates so far
+    loss: float = 0.0                   # of the present epoch: the sum over its examples
+    right: Any = 0                      # answers in the present epoch; None if there is no such thing
+    seen: int = 0                       # examples in the present epoch
+    seconds: float = 0.0                # of the present epoch
+    history: list[dict[str, Any]] = field(default_factory=list)
+    stop: bool = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self.epoch >= self.epochs
+
+    @property
+    def ended(self) -> bool:
+        """Whether all epochs are done, or it was asked to stop."""
+        return self.finished or self.stop
+
+    def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """All of it, as a checkpoint takes it: the arrays by name, and what JSON can hold."""
+        optimizer = self.optimizer.state_dict()
+        arrays = {f"model.{name}": x for name, x in self.model.state_dict().items()}
+        arrays |= {f"optimizer.{name}": x for name, x in optimizer.items() if backend.is_array(x)}
+        return arrays, {
+            "run": {name: getattr(self, name) for name in NUMBERS},
+            "optimizer": {name: x for name, x in optimizer.items() if not backend.is_array(x)},
+            "loader": order(self.loader),
+            "generators": {path: plain(generator.bit_generator.state) for path, generator in generators(self.model)},
+        }
+
+    def load_state(self, arrays: dict[str, Array], rest: dict[str, Any]) -> None:
+        """Go back to where `state` was taken. CheckpointError if that was another model's, optimizer's or, within an epoch, loader's."""
+        if not {"run", "optimizer", "loader", "generators"} <= set(rest):
+            raise CheckpointError("fit: this is not the checkpoint of a run", hint="Weights alone are for model.load_state_dict.")
+        if rest["run"]["minibatch"] and rest["loader"] != order(self.loader):
+            raise CheckpointError("fit: the checkpoint is from the middle of an epoch, which this loader cuts into other minibatches",
+                                  checkpoint=rest["loader"], loader=order(self.loader),
+                                  hint="Finish the epoch as it was begun; at the end of one, all of these may change.")
+        self.model.load_state_dict(part(arrays, "model."))
+        self.optimizer.load_state_dict(part(arrays, "optimizer.") | rest["optimizer"])
+        for path, generator in generators(self.model):
+            if path in rest["generators"]:
+                generator.bit_generator.state = rest["generators"][path]
+        for name in NUMBERS:
+            setattr(self, name, rest["run"][name])
+
+
+def part(arrays: dict[str, Array], prefix: str) -> dict[str, Array]:
+    """The entries whose names begin so, without the beginning."""
+    return {name.removeprefix(prefix): x for name, x in arrays.items() if name.startswith(prefix)}
+
+
+def order(loader: Loader) -> dict[str, Any]:
+    """What decides which examples form a minibatch."""
+    return {"examples": len(loader.data), "batch_size": loader.batch_size, "shuffle": loader.shuffle, "seed": loader.seed,
+            "drop_last": loader.drop_last}
+
+
+def generators(model: Module) -> Iterator[tuple[str, np.random.Generator]]:
+    """The random generators that the modules of a model hold as attributes, with their paths."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, np.random.Generator):
+                yield f"{path}.{name}" if path else name, value
+
+
+def plain(state: Any) -> Any:
+    """The state of a bit generator without arrays: some kinds have them, and all take lists back."""
+    return json.loads(json.dumps(state, default=np.ndarray.tolist))

@@ -1,0 +1,219 @@
+"""From options to objects: what a training command is asked for, as data, a model, an objective and an optimizer.
+
+Options that contradict each other, or would not be used, are errors here, before anything is written. Where options come from is in
+config.py, and what is done with the objects in train.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from minidl import backend, data, models, optim
+from minidl.data import Dataset, Loader, Normalise
+from minidl.data.catalogue import CLASSES
+from minidl.errors import ConfigError
+from minidl.loop import Objective, classification, reconstruction
+from minidl.nn import Module
+from minidl.nn.options import nearest
+
+LEARNING_RATES = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001}
+SCHEDULES = ("constant", "step", "cosine", "polynomial")
+AUGMENTATIONS = {"none": "as they are", "shift": "shifted by up to 1 pixel", "crop-flip": "cropped after 4 pixels of padding, and flipped"}
+USUAL_AUGMENTATION = {"digits": "shift", "cifar10": "crop-flip"}
+LEAST = {"epochs": 0, "batch_size": 1, "accumulate": 1, "momentum": 0, "weight_decay": 0, "warm_up": 0, "label_smoothing": 0, "threads": 1,
+         "seed": 0, "checkpoint_every": 1, "keep": 1}
+TRAINING = ("epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum", "weight_decay", "schedule", "warm_up", "clip", "augment",
+            "seed", "out", "checkpoint_every", "keep")                      # what a test has no use for
+OF_THE_COMMAND = ("config", "resume", "out", "eval_only", "typed", "filed")     # what a resumed run does not take over
+
+Plan = list[tuple[str, str]]            # what will be done, in pairs of a word and a text
+
+
+# Options
+
+
+def settle(options: SimpleNamespace) -> Plan:
+    """Give a value to every option that was left open; the result names those of a config file that are not used.
+
+    ConfigError for options that are out of range, unknown, or would not be used.
+    """
+    for name, value in vars(options).items():
+        if name in LEAST and value is not None and not value >= LEAST[name]:
+            raise ConfigError(f"{flag(name)} is {value}, and must be at least {LEAST[name]}")
+        if name in ("lr", "clip") and value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{flag(name)} is {value}, and must be more than 0")
+        if name in ("label_smoothing", "momentum") and value is not None and not value <= 1:
+            raise ConfigError(f"{flag(name)} is {value}, and must be at most 1")
+    if ":" not in options.model:
+        known("model", options.model, models.names(), "; or give one of your own as package.module:function")
+    known("optimizer", options.optimizer, LEARNING_RATES)
+    known("schedule", options.schedule, SCHEDULES)
+    known("augment", options.augment, ["usual", *AUGMENTATIONS])
+
+    notes: Plan = []
+    if options.data == "digits" or options.data not in CLASSES:
+        notes += unused(options, ["data_dir"], f"--data {options.data} is not downloaded")
+    if options.optimizer != "sgd":
+        notes += unused(options, ["momentum"], f"{options.optimizer} has none")
+        options.momentum = None
+    elif options.momentum is None:
+        options.momentum = 0.9
+    if options.resume is not None:
+        notes += unused(options, ["out", "weights"], "with --resume the run goes on in its folder, with its weights")
+    if options.eval_only:
+        notes += unused(options, TRAINING, "with --eval-only nothing is trained")
+        if options.weights is None and options.resume is None:
+            raise ConfigError("--eval-only: there is nothing to test", hint="Give --resume RUN, or --weights FILE and its --model.")
+    if options.lr is None:
+        options.lr = LEARNING_RATES[options.optimizer]
+    if options.augment == "usual":
+        options.augment = USUAL_AUGMENTATION.get(options.data, "none")
+    options.device = backend.named_device(options.device)
+    return notes
+
+
+def flag(name: str) -> str:
+    """How an option is written on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def known(name: str, value: str, names: Iterable[str], more: str = "") -> None:
+    """ConfigError, with the nearest name, if the value of an option is none of the names."""
+    if value not in names:
+        raise ConfigError(f"{flag(name)} {value} is not known{nearest(value, names)}", hint=f"Known are {', '.join(names)}{more}.")
+
+
+def unused(options: SimpleNamespace, names: Iterable[str], why: str) -> Plan:
+    """ConfigError for an option that was typed in vain; those that stand in a config file, for the plan."""
+    meant = [name for name in names if getattr(options, name)]          # 0 and false change nothing
+    for name in meant:
+        if name in options.typed:
+            raise ConfigError(f"{flag(name)} would not be used: {why}", hint="Leave it out.")
+    filed = [name for name in meant if name in options.filed]
+    return [("not used", f"{', '.join(filed)}: {why}")] if filed else []
+
+
+# Objects
+
+
+@dataclass
+class Task:
+    """What the options come to, before anything is written."""
+
+    model: Module
+    train: Dataset
+    loader: Loader                      # of the training data
+    tests: Loader
+    objective: Objective
+    normalise: Normalise | None
+    plan: Plan
+
+    def config(self, options: SimpleNamespace) -> dict[str, Any]:
+        """What a run's folder keeps, to be resumed and asked for predictions."""
+        kept = {name: str(value) if isinstance(value, os.PathLike) else value
+                for name, value in vars(options).items() if name not in OF_THE_COMMAND}
+        for name in ("data", "data_dir", "weights"):
+            if kept[name] is not None and kept[name] not in CLASSES:            # a place: the run may be resumed from another folder
+                kept[name] = os.path.abspath(os.path.expanduser(kept[name]))
+        numbers = self.normalise and {name: np.ravel(getattr(self.normalise, name)).tolist() for name in ("mean", "std")}
+        return {"options": kept, "classes": list(self.train.classes), "input_shape": list(self.train.shape), "normalise": numbers}
+
+
+def make_task(options: SimpleNamespace, config: dict[str, Any] | None = None) -> Task:
+    """Data, model and objective. config: of the run that is resumed; the normalisation stays what it was."""
+    train, test = data.load(options.data, data_dir=options.data_dir)
+    model = make_model(options.model, train.shape, len(train.classes), backend.generator(options.seed)).to(device=options.device)
+    plan = [("data", f"{options.data}: {len(train):,} examples to train on, {len(test):,} to test on"),
+            ("", f"{' x '.join(map(str, train.shape))} numbers each, {len(train.classes)} classes"),
+            ("model", f"{options.model}, {sum(p.size for p in model.parameters()):,} parameters"),
+            ("device", options.device)]
+    rebuilds = bool(getattr(model, "reconstructs", False))
+    if rebuilds:
+        plan += unused(options, ["label_smoothing"], f"{options.model} learns no labels")
+        plan += unused(options, ["normalise"], f"{options.model} learns images in [0, 1]")
+    normalise = Normalise.of(train) if options.normalise and not rebuilds else None
+    if config is not None:
+        normalise = Normalise(**config["normalise"]) if config["normalise"] else None
+        if (normalise is not None) != options.normalise:
+            raise ConfigError("--normalise cannot be changed when a run is resumed", hint="Leave it out.")
+    loader = Loader(train, batch_size=options.batch_size, seed=options.seed, transform=make_transform(options, train, normalise))
+    return Task(model, train, loader, Loader(test, batch_size=256, shuffle=False, transform=normalise),
+                reconstruction() if rebuilds else classification(options.label_smoothing), normalise, plan)
+
+
+def make_model(name: str, input_shape: tuple[int, ...], classes: int, generator: Any) -> Module:
+    """A model by its name, or by 'package.module:function', which is called by name with those of the three other arguments it takes."""
+    if ":" not in name:
+        return models.create(name, input_shape=input_shape, classes=classes, generator=generator)
+    make = imported(name)
+    offered = {"input_shape": input_shape, "classes": classes, "generator": generator}
+    takes = inspect.signature(make).parameters.values()
+    lacking = [p.name for p in takes if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+               and (p.name not in offered or p.kind is p.POSITIONAL_ONLY)]
+    if lacking:
+        raise ConfigError(f"--model {name}: the function asks for {', '.join(lacking)}",
+                          hint="It is called with input_shape, classes and generator, by name; whatever else it takes needs a default.")
+    everything = any(p.kind is p.VAR_KEYWORD for p in takes)
+    model = make(**{key: value for key, value in offered.items() if everything or key in [p.name for p in takes]})
+    if not isinstance(model, Module):
+        raise ConfigError(f"--model {name}: the function gave a {type(model).__name__}, and must give a minidl.nn.Module")
+    return model
+
+
+def imported(name: str) -> Any:
+    """The function that 'package.module:function' names. ConfigError if there is none; errors inside the module are its own."""
+    place, _, function = name.partition(":")
+    hint = f"Give package.module:function, for a package.module that Python can import in {os.getcwd()}."
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(place)
+    except (ValueError, TypeError) as error:                    # an empty or a relative name
+        raise ConfigError(f"--model {name}: {place!r} is not the name of a module", hint=hint) from error
+    except ModuleNotFoundError as error:
+        if not f"{place}.".startswith(f"{error.name}."):
+            raise                                               # the module is there, and lacks another one
+        raise ConfigError(f"--model {name}: {error}", hint=hint) from error
+    make = getattr(module, function, None)
+    if make is None:
+        near = nearest(function, [other for other, value in vars(module).items() if callable(value)])
+        raise ConfigError(f"--model {name}: {place} has no function {function!r}{near}", hint=hint)
+    if not callable(make) or isinstance(make, Module):
+        raise ConfigError(f"--model {name}: {function} is a {type(make).__name__}, and must be a function that makes a model")
+    return make
+
+
+def make_optimizer(options: SimpleNamespace, model: Module, steps: int) -> optim.Optimizer:
+    """The optimizer, with its learning rate's schedule over so many steps in all."""
+    if steps and options.warm_up >= steps:
+        raise ConfigError(f"--warm-up is {options.warm_up} steps, and the whole run has {steps}")
+    lr, rest = options.lr, max(steps - options.warm_up, 1)
+    schedule: Any = {"constant": lambda: optim.constant(lr), "step": lambda: optim.step_decay(lr, every=max(rest // 3, 1), factor=0.1),
+                     "cosine": lambda: optim.cosine(lr, rest), "polynomial": lambda: optim.polynomial(lr, rest)}[options.schedule]()
+    if options.warm_up:
+        schedule = optim.warm_up(options.warm_up, schedule)
+    # what shifts and scales is not decayed: that would not make the function any simpler
+    plain = {f"*.{name}": {"weight_decay": 0.0} for name in ("b", "gamma", "beta")
+             if any(f".{path}".endswith(f".{name}") for path, _ in model.named_parameters())}
+    momentum = {} if options.momentum is None else {"momentum": options.momentum}
+    return optim.create(options.optimizer, model, lr=schedule, weight_decay=options.weight_decay, groups=plain, **momentum)
+
+
+def make_transform(options: SimpleNamespace, train: Dataset, normalise: Normalise | None) -> data.Transform:
+    """What happens to a training minibatch."""
+    choices: dict[str, list[data.Transform]] = {"none": [], "shift": [data.Shift(1)],
+                                                "crop-flip": [data.RandomCrop(4), data.HorizontalFlip()]}
+    before = choices[options.augment]
+    if before and len(train.shape) != 3:
+        raise ConfigError(f"--augment {options.augment}: the data are vectors, not images", hint="Use --augment none.")
+    return data.Compose(*before, *([normalise] if normalise else []))
