@@ -29,6 +29,7 @@ from minidl.nn.options import nearest
 LEARNING_RATES = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001}
 SCHEDULES = ("constant", "step", "cosine", "polynomial")
 AUGMENTATIONS = {"none": "as they are", "shift": "shifted by up to 1 pixel", "crop-flip": "cropped after 4 pixels of padding, and flipped"}
+USUAL_EPOCHS = {"digits": 100}         # they are few and small; 10 for anything else
 USUAL_AUGMENTATION = {"digits": "shift", "cifar10": "crop-flip"}
 LEAST = {"epochs": 0, "batch_size": 1, "accumulate": 1, "momentum": 0, "weight_decay": 0, "warm_up": 0, "label_smoothing": 0, "threads": 1,
          "seed": 0, "checkpoint_every": 1, "keep": 1}
@@ -76,6 +77,8 @@ def settle(options: SimpleNamespace) -> Plan:
             raise ConfigError("--eval-only: there is nothing to test", hint="Give --resume RUN, or --weights FILE and its --model.")
     if options.lr is None:
         options.lr = LEARNING_RATES[options.optimizer]
+    if options.epochs is None:
+        options.epochs = USUAL_EPOCHS.get(options.data, 10)
     if options.augment == "usual":
         options.augment = USUAL_AUGMENTATION.get(options.data, "none")
     options.device = backend.named_device(options.device)

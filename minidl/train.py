@@ -199,8 +199,8 @@ def main(
     data_dir: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where named data sets lie, or are downloaded to.")] = None,
     normalise: Annotated[bool, typer.Option(help="Bring each channel to mean 0 and deviation 1 first.")] = False,
     augment: Annotated[str, typer.Option(metavar="NAME", help="none, shift, crop-flip; or usual: what the data set is used to.")] = "usual",
-    epochs: Annotated[int, typer.Option(metavar="N", help="Passes over the training data, in all. A schedule is stretched over them, also "
-                                        "where a run is resumed with more.")] = 80,
+    epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes over the training data, in all. A schedule is stretched over "
+                                               "them, also where a run is resumed with more.  [default: 100 for digits, else 10]")] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Examples in a minibatch.")] = 32,
     accumulate: Annotated[int, typer.Option(metavar="N", help="Parts in which a minibatch goes through the model, to save memory.")] = 1,
     optimizer: Annotated[str, typer.Option(metavar="NAME", help="sgd, adam or adamw.")] = "sgd",
