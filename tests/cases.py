@@ -20,6 +20,7 @@ the lowest number that fails says most. A LayerCase does the same for a Module.
 """
 
 import copy
+import math
 import pickle
 import re
 from contextlib import contextmanager
@@ -398,6 +399,9 @@ def parameters_replaced(layer, values):
 
 
 # The plainest answers
+
+# What a layer can do to its own output, for one number
+ACTIVATIONS = {None: lambda y: y, "relu": lambda y: max(y, 0), "tanh": math.tanh, "sigmoid": lambda y: 1 / (1 + math.exp(-y))}
 
 
 def each(f, *xs):

@@ -1,3 +1,5 @@
+"""Activations: the numbers, what becomes of very large ones, and what a layer can fuse."""
+
 import math
 
 import numpy as np

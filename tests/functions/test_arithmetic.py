@@ -1,3 +1,5 @@
+"""Arithmetic: the numbers, the derivatives that mathematics leaves open, and the dtype that comes out."""
+
 import math
 import operator
 

@@ -1,18 +1,18 @@
+"""Convolution and its transpose against loops over positions, published examples, and the memory that the columns take."""
+
 import itertools
-import math
 import tracemalloc
 
 import numpy as np
 import pytest
 
 import minidl
-from cases import FunctionCase, Window, each, says
+from cases import ACTIVATIONS, FunctionCase, Window, each, says
 from minidl import Tensor
 from minidl import functions as F
 from minidl.errors import ArgumentError, DtypeError, ShapeError
 from minidl.kernels import reference
 
-ACTIVATIONS = {None: lambda y: y, "relu": lambda y: max(y, 0), "tanh": math.tanh, "sigmoid": lambda y: 1 / (1 + math.exp(-y))}
 X1 = np.array([[1, 1, 2, 0], [0, 2, 1, 3], [2, 0, 1, 2], [3, 2, 0, 1]], float)      # a published seminar's worked examples
 W1 = np.array([[2, 0, 1], [0, 2, 1], [1, 0, 1]], float)
 X3 = np.array([[[1, 2, 4, 2], [0, 1, 2, 3], [3, 0, 1, 0], [2, 4, 0, 2]], [[4, 0, 3, 1], [0, 1, 0, 3], [3, 0, 2, 0], [1, 3, 0, 1]], X1])

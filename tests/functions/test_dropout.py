@@ -1,3 +1,5 @@
+"""Dropout: a mask that is a function of its key and nothing else."""
+
 import math
 
 import numpy as np

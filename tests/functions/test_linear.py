@@ -1,3 +1,5 @@
+"""Products: matmul, einsum, the affine layer and the embedding, entry by entry."""
+
 import itertools
 import math
 
@@ -5,12 +7,10 @@ import numpy as np
 import pytest
 
 import minidl
-from cases import FunctionCase, each, says
+from cases import ACTIVATIONS, FunctionCase, each, says
 from minidl import Tensor
 from minidl import functions as F
 from minidl.errors import ArgumentError, DtypeError, LabelError, ShapeError
-
-ACTIVATIONS = {None: lambda y: y, "relu": lambda y: max(y, 0), "tanh": math.tanh, "sigmoid": lambda y: 1 / (1 + math.exp(-y))}
 
 
 def product(a, b):

@@ -1,3 +1,5 @@
+"""Losses, and the distributions that they are the negative log-likelihoods of."""
+
 import math
 
 import numpy as np

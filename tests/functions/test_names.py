@@ -1,3 +1,5 @@
+"""The names that operations have in errors and pictures."""
+
 import importlib
 import pkgutil
 
@@ -17,6 +19,6 @@ def operations():
 
 @pytest.mark.parametrize("operation", list(operations()), ids=lambda cls: cls.__name__)
 def test_an_operation_is_called_what_its_function_is_called(operation):
-    """For errors and pictures: `relu`, not `re_lu`."""
+    """`relu`, not `re_lu`."""
     public = {name.replace("_", ""): name for name in functions.__all__}
     assert operation.name == public.get(operation.name.replace("_", ""), operation.name)

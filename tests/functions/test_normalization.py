@@ -1,3 +1,5 @@
+"""Normalization: each channel or example by its own mean and variance, and the gradients of all three outputs."""
+
 import math
 
 import numpy as np

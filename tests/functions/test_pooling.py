@@ -1,3 +1,5 @@
+"""Pooling: what is under each window, and that padding never is the largest."""
+
 import numpy as np
 import pytest
 

@@ -1,3 +1,5 @@
+"""Reductions: along each choice of axes, with equal numbers, of nothing, and of minus infinity."""
+
 import math
 
 import numpy as np
@@ -148,7 +150,7 @@ class TestDtypesAndShapes:
     @reductions
     def test_float32_stays(self, function):
         x = Tensor(np.arange(6, dtype=np.float32).reshape(2, 3), requires_grad=True)
-        for axis in (None, 0, (0, 1)):
+        for axis in (None, 0, -2, (0, 1)):
             y = function(x, axis)
             (first,) = minidl.grad(y, x, np.ones(y.shape), create_graph=True)
             assert y.dtype == first.dtype == np.float32

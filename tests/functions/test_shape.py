@@ -1,3 +1,5 @@
+"""Shape functions: where each number goes, and where its gradient comes back to."""
+
 import numpy as np
 import pytest
 

@@ -1,3 +1,5 @@
+"""The reference kernels against loops, over drawn images and windows. Faster twins are held to the reference, and so to these."""
+
 import math
 
 import numpy as np

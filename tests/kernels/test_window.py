@@ -1,3 +1,5 @@
+"""The geometry of windows, against the positions that one finds by trying."""
+
 import math
 
 import numpy as np
