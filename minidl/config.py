@@ -40,8 +40,10 @@ def gather(context: typer.Context, function: Callable) -> SimpleNamespace:
     filed = {}
     if context.params["config"] is not None:
         filed = checked(read_toml(context.params["config"]), kinds, f"--config {context.params['config']}")
-    folder = given.get("resume", filed.get("resume"))
-    of_the_run = {}
+    meant = {**context.params, **filed, **given}
+    if meant["eval_only"] and meant["resume"] is None and meant["weights"] is not None and meant["weights"].is_dir():
+        given["resume"], given["weights"] = meant["weights"], None          # to test a run takes its options, whatever it is called
+    folder, of_the_run = given.get("resume", filed.get("resume")), {}
     if folder is not None:
         stored = read_config(folder)["options"]
         of_the_run = checked({name: value for name, value in stored.items() if value is not None}, kinds, f"{folder / 'config.json'}")
@@ -66,7 +68,7 @@ def checked(values: Mapping[str, Any], kinds: Mapping[str, Any], source: str) ->
         name = key.replace("-", "_")
         if name not in known:
             near = ELSEWHERE.get(name.lower()) or difflib.get_close_matches(name.lower(), known, 1, 0)[0]
-            raise ConfigError(f"{source}: {key!r} is not an option", hint=f"Did you mean {near!r}?")
+            raise ConfigError(f"{source}: {key!r} is not an option", hint=f"The nearest is {near!r}; --help lists all.")
         if name in options:
             raise ConfigError(f"{source}: {name!r} is given twice, with - and with _")
         (kind,) = {*(typing.get_args(kinds[name]) or [kinds[name]])} - {NoneType}

@@ -7,6 +7,7 @@ and ends with a table. How errors of a command look is here too. Nothing is comp
 from __future__ import annotations
 
 import contextlib
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -56,8 +57,10 @@ class Display(Callback):
         for metrics in run.history:
             self.epoch(run, metrics, "dim")
         if self.console.is_terminal and not run.finished:
-            self.bar = Progress(TextColumn("  [bold]{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[now]}"),
-                                TimeRemainingColumn(compact=True), console=self.console, transient=True, expand=True)
+            room = self.console.width - 70          # beside the words, and what a terminal writes for Ctrl-C
+            bar = [BarColumn(min(room, 40))] if room >= 8 else []
+            self.bar = Progress(TextColumn("  [bold]{task.description}"), *bar, TextColumn("{task.fields[now]}"),
+                                TimeRemainingColumn(compact=True), console=self.console, transient=True)
             total = run.epochs * len(run.loader)
             self.task = self.bar.add_task(f"epoch {run.epoch + 1}/{run.epochs}", total=total, completed=run.step, now="")
             self.bar.start()
@@ -66,13 +69,16 @@ class Display(Callback):
         """What will be done."""
         self.console.print()
         for word, text in self.plan:
-            self.console.print(Text.assemble((f"  {word:<11}", "bold cyan"), text), soft_wrap=not self.console.is_terminal)
+            lines = textwrap.wrap(text, max(20, self.console.width - 14), break_long_words=False, break_on_hyphens=False)
+            text = ("\n" + " " * 13).join(lines)
+            self.console.print(Text.assemble((f"  {word:<11}", "bold cyan"), text), soft_wrap=True)
         self.console.print()
 
     def step(self, run: Run, loss: float) -> None:
         """Move the bar."""
         if self.bar is not None:
-            accuracy = "" if run.right is None else f"accuracy {percent(run.right / run.seen)}  "
+            word = "accuracy " if self.console.width >= 70 else ""
+            accuracy = "" if run.right is None else f"{word}{percent(run.right / run.seen)}  "
             now = f"loss {number(run.loss / run.seen)}  {accuracy}{run.seen / max(run.seconds, 1e-9):,.0f} images/s"
             self.bar.update(self.task, description=f"epoch {run.epoch + 1}/{run.epochs}", completed=run.step, now=now)
 
@@ -107,7 +113,7 @@ class Display(Callback):
             self.console.print()
             for cells, style in closing_table(run.history):
                 self.console.print(("  {:<10}{:>8}{:>11}   {}".format(*cells)).rstrip(), style=style, highlight=False)
-        self.console.print()
+            self.console.print()
         if run.step > self.began_at:
             self.say(f"{run.step - self.began_at:,} updates in {duration(time.perf_counter() - self.began)}")
 
@@ -162,8 +168,8 @@ def errors_told() -> Iterator[None]:
         raise SystemExit(128 + (error.args or (2,))[0]) from None
 
 
-def tell(error: BaseException, text: str = "") -> None:
-    """An error on stderr: what is wrong in red, below it the rest and its notes."""
+def tell(error: BaseException | None = None, text: str = "") -> None:
+    """An error on stderr, or another text: what is wrong in red, below it the rest and the error's notes."""
     first, *rest = (text or f"Error: {error}").split("\n") + [line for note in getattr(error, "__notes__", ()) for line in note.split("\n")]
     console = make_console(stderr=True)
     console.print(first, style="red", highlight=False, markup=False, soft_wrap=True)

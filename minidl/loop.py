@@ -105,8 +105,8 @@ def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int 
             for part_x, part_y in parts(x, y, accumulate):
                 outputs = model(part_x)                                         # Step 3: forward, from images to outputs.
                 loss = objective.loss(outputs, part_x, part_y)                  # Step 4: the loss, how wrong they are.
-                if not isinstance(loss, Tensor):
-                    raise GraphError("fit: the loss does not depend on any parameter", hint="Are all of them frozen?")
+                if not getattr(loss, "requires_grad", False):
+                    raise GraphError("fit: the loss depends on no parameter that could be learned", hint="Are all of them frozen?")
                 weight = len(part_x) / len(x)
                 total += finite(loss.item(), run) * weight
                 loss.backward(weight)                                           # Steps 5 and 6: its gradient at the outputs, and

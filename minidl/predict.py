@@ -62,7 +62,7 @@ def main(
         if getattr(model, "reconstructs", False) or len(shape) != 3:
             learned = "to reconstruct its input" if len(shape) == 3 else "vectors, not images"
             raise ConfigError(f"{run}: this model has learned {learned}, and cannot name images", model=config["options"]["model"])
-        width = max(len(str(image)) for image in images)
+        width, longest = max(len(str(image)) for image in images), max(map(len, config["classes"]))
         readable = []
         for image in images:
             try:
@@ -73,8 +73,8 @@ def main(
         for start in range(0, len(readable), TOGETHER):
             some = readable[start:start + TOGETHER]
             for (image, _), row in zip(some, predict(model, config, np.stack([x for _, x in some]))):
-                names = [f"{config['classes'][k]} {percent(row[k])}" for k in np.argsort(-row, kind="stable")[:top]]
-                make_console().print(f"{image!s:<{width}}  {'  '.join(names)}", highlight=False, markup=False, soft_wrap=True)
+                best = [f"{config['classes'][k]:<{longest}} {percent(row[k]):>8}" for k in np.argsort(-row, kind="stable")[:top]]
+                make_console().print(f"{image!s:<{width}}   {'   '.join(best)}", highlight=False, markup=False, soft_wrap=True)
         raise SystemExit(int(len(readable) < len(images)))
 
 

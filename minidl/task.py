@@ -28,7 +28,7 @@ from minidl.nn.options import nearest
 
 LEARNING_RATES = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001}
 SCHEDULES = ("constant", "step", "cosine", "polynomial")
-AUGMENTATIONS = {"none": "as they are", "shift": "shifted by up to 1 pixel", "crop-flip": "cropped after 4 pixels of padding, and flipped"}
+AUGMENTATIONS = {"none": "", "shift": "shifted by up to 1 pixel", "crop-flip": "cropped after 4 pixels of padding, and flipped"}
 USUAL_EPOCHS = {"digits": 100}         # they are few and small; 10 for anything else
 USUAL_AUGMENTATION = {"digits": "shift", "cifar10": "crop-flip"}
 LEAST = {"epochs": 0, "batch_size": 1, "accumulate": 1, "momentum": 0, "weight_decay": 0, "warm_up": 0, "label_smoothing": 0, "threads": 1,
@@ -52,7 +52,7 @@ def settle(options: SimpleNamespace) -> Plan:
         if name in LEAST and value is not None and not value >= LEAST[name]:
             raise ConfigError(f"{flag(name)} is {value}, and must be at least {LEAST[name]}")
         if name in ("lr", "clip") and value is not None and not 0 < value < math.inf:
-            raise ConfigError(f"{flag(name)} is {value}, and must be more than 0")
+            raise ConfigError(f"{flag(name)} is {value}, and must be a finite number above 0")
         if name in ("label_smoothing", "momentum") and value is not None and not value <= 1:
             raise ConfigError(f"{flag(name)} is {value}, and must be at most 1")
     if ":" not in options.model:
@@ -120,6 +120,7 @@ class Task:
     objective: Objective
     normalise: Normalise | None
     plan: Plan
+    notes: Plan                         # on options of a config file that are not used
 
     def config(self, options: SimpleNamespace) -> dict[str, Any]:
         """What a run's folder keeps, to be resumed and asked for predictions."""
@@ -138,20 +139,24 @@ def make_task(options: SimpleNamespace, config: dict[str, Any] | None = None) ->
     model = make_model(options.model, train.shape, len(train.classes), backend.generator(options.seed)).to(device=options.device)
     plan = [("data", f"{options.data}: {len(train):,} examples to train on, {len(test):,} to test on"),
             ("", f"{' x '.join(map(str, train.shape))} numbers each, {len(train.classes)} classes"),
-            ("model", f"{options.model}, {sum(p.size for p in model.parameters()):,} parameters"),
-            ("device", options.device)]
+            ("model", f"{options.model}, {sum(p.size for p in model.parameters()):,} parameters")]
+    notes: Plan = []
     rebuilds = bool(getattr(model, "reconstructs", False))
     if rebuilds:
-        plan += unused(options, ["label_smoothing"], f"{options.model} learns no labels")
-        plan += unused(options, ["normalise"], f"{options.model} learns images in [0, 1]")
-    normalise = Normalise.of(train) if options.normalise and not rebuilds else None
+        notes += unused(options, ["label_smoothing"], f"{options.model} learns no labels")
+        notes += unused(options, ["normalise"], f"{options.model} learns images in [0, 1]")
+        options.normalise = False
+    normalise = Normalise.of(train) if options.normalise else None
     if config is not None:
         normalise = Normalise(**config["normalise"]) if config["normalise"] else None
         if (normalise is not None) != options.normalise:
             raise ConfigError("--normalise cannot be changed when a run is resumed", hint="Leave it out.")
+    changes = ", ".join(filter(None, [AUGMENTATIONS[options.augment], "normalised" if normalise else ""]))
+    if changes and not options.eval_only:
+        plan.insert(2, ("", f"in training {changes}"))
     loader = Loader(train, batch_size=options.batch_size, seed=options.seed, transform=make_transform(options, train, normalise))
     return Task(model, train, loader, Loader(test, batch_size=256, shuffle=False, transform=normalise),
-                reconstruction() if rebuilds else classification(options.label_smoothing), normalise, plan)
+                reconstruction() if rebuilds else classification(options.label_smoothing), normalise, plan, notes)
 
 
 def make_model(name: str, input_shape: tuple[int, ...], classes: int, generator: Any) -> Module:
@@ -169,7 +174,7 @@ def make_model(name: str, input_shape: tuple[int, ...], classes: int, generator:
     everything = any(p.kind is p.VAR_KEYWORD for p in takes)
     model = make(**{key: value for key, value in offered.items() if everything or key in [p.name for p in takes]})
     if not isinstance(model, Module):
-        raise ConfigError(f"--model {name}: the function gave a {type(model).__name__}, and must give a minidl.nn.Module")
+        raise ConfigError(f"--model {name}: the function gave {model!r:.60}, and must give a minidl.nn.Module")
     return model
 
 
@@ -192,7 +197,7 @@ def imported(name: str) -> Any:
         near = nearest(function, [other for other, value in vars(module).items() if callable(value)])
         raise ConfigError(f"--model {name}: {place} has no function {function!r}{near}", hint=hint)
     if not callable(make) or isinstance(make, Module):
-        raise ConfigError(f"--model {name}: {function} is a {type(make).__name__}, and must be a function that makes a model")
+        raise ConfigError(f"--model {name}: {function} is {make!r:.60}, and must be a function that makes a model")
     return make
 
 

@@ -24,13 +24,13 @@ import minidl
 from minidl import optim
 from minidl.checkpoint import Checkpoints, Found, load
 from minidl.config import gather
-from minidl.display import Display, errors_told, number, percent
+from minidl.display import Display, errors_told, number, percent, tell
 from minidl.errors import CheckpointError, MissingExtra, NumericsError
 from minidl.loop import Callback, Objective, classification, evaluate, fit, reconstruction
 from minidl.optim.schedule import value_at
 from minidl.record import Record, claim, command, new_folder, read_config
 from minidl.run import Run, part
-from minidl.task import AUGMENTATIONS, Plan, Task, make_optimizer, make_task, settle
+from minidl.task import Plan, Task, make_optimizer, make_task, settle
 
 __all__ = ["Callback", "Objective", "Run", "classification", "evaluate", "fit", "reconstruction"]
 
@@ -41,23 +41,23 @@ def train(options: SimpleNamespace) -> int:
     config = None if options.resume is None else read_config(options.resume)
     task = make_task(options, config)
     with threads(options.threads) as count, np.errstate(over="ignore", invalid="ignore", divide="ignore"):      # the loss is watched
-        if options.device == "cpu":
-            task.plan[-1] = ("device", f"cpu, {count} thread{'s' * (count != 1)}")
-        return only_test(options, task, notes) if options.eval_only else run(options, task, notes, config)
+        task.plan.append(("device", options.device + (f", {count} thread{'s' * (count != 1)}" if options.device == "cpu" else "")))
+        task.notes += notes
+        return only_test(options, task) if options.eval_only else run(options, task, config)
 
 
-def only_test(options: SimpleNamespace, task: Task, notes: Plan) -> int:
+def only_test(options: SimpleNamespace, task: Task) -> int:
     """`--eval-only`: the loss and accuracy of weights on the test data."""
     file, weights = weights_of(options.weights or options.resume)
     task.model.load_state_dict(weights)
-    display = Display([*task.plan, ("weights", str(file)), *notes])
+    display = Display([*task.plan, ("weights", str(file)), *task.notes])
     display.show_plan()
     loss, accuracy = evaluate(task.model, task.tests, task.objective)
     display.say(f"test loss {number(loss)}" + ("" if accuracy is None else f", accuracy {percent(accuracy)}"))
     return 0
 
 
-def run(options: SimpleNamespace, task: Task, notes: Plan, config: dict[str, Any] | None) -> int:
+def run(options: SimpleNamespace, task: Task, config: dict[str, Any] | None) -> int:
     """Train in a folder: a new one, or that of the run that is resumed, whose config this is."""
     optimizer = make_optimizer(options, task.model, options.epochs * len(task.loader))
     if config is None:
@@ -75,7 +75,7 @@ def run(options: SimpleNamespace, task: Task, notes: Plan, config: dict[str, Any
             found = record.checkpoints.latest()
             if options.weights is not None and found is None:
                 task.model.load_state_dict(weights_of(options.weights)[1])
-            task.plan += [*described(options, optimizer, task, folder, found), *notes]
+            task.plan += [*described(options, optimizer, task, folder, found), *task.notes]
             fit(task.model, task.loader, task.tests, optimizer, options.epochs, [signals, record, display], objective=task.objective,
                 accumulate=options.accumulate, clip=options.clip, resume=found and (found.arrays, found.rest))
     except BaseException as error:
@@ -98,6 +98,8 @@ def weights_of(place: Path) -> tuple[Path, dict[str, Any]]:
     found = Checkpoints(place / "checkpoint").latest()
     if found is None:
         raise CheckpointError(f"{place}: there is no checkpoint in it", hint="Give a safetensors file, or the folder of a run.")
+    for damaged in found.damaged:
+        tell(text=f"{damaged} is damaged, {found.file.name} is taken instead.")
     return found.file, part(found.arrays, "model.")
 
 
@@ -106,14 +108,13 @@ def described(options: SimpleNamespace, optimizer: optim.Optimizer, task: Task, 
     lr = f"learning rate {options.lr:g}" + ("" if options.schedule == "constant" else f", {options.schedule}")
     if found is not None:
         lr += f", now {value_at(optimizer.options['lr'], found.rest.get('optimizer', {}).get('steps', 0)):.3g}"
-    changes = AUGMENTATIONS[options.augment] + (", normalised" if task.normalise else "")
     place = [("run", str(folder))]
     if options.resume is not None:
         place = [("run", f"{folder}, resumed from {found.file.name}" if found else f"{folder}, from the start: it has no checkpoint yet")]
         place += [("", f"{file.name} is damaged and was passed over") for file in (found.damaged if found else ())]
     return [
         ("optimizer", f"{options.optimizer}, {lr}"),
-        ("epochs", f"{options.epochs}, each of {len(task.loader):,} minibatches of {options.batch_size}" + f"; examples {changes}"),
+        ("epochs", f"{options.epochs}, each of {len(task.loader):,} minibatches of {options.batch_size}"),
         *place,
     ]
 
