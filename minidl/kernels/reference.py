@@ -175,13 +175,12 @@ def max_pool2d(x: Array, window: Window) -> tuple[Array, Array]:
     xp = backend.of(x)
     size = x.shape[2:]
     x = with_padding(x, window, -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min)
-    y = x[(..., *window.under((0, 0), size))].copy()
+    y = x[(..., *window.under((0, 0), size))]
     place = xp.zeros(y.shape, "uint8" if math.prod(window.kernel) <= 256 else "int32")
     for k, offset in enumerate(window.offsets()):
-        here = x[(..., *window.under(offset, size))]
-        larger = (here > y) | (here != here)
-        xp.copyto(y, here, where=larger)
-        place[larger] = k
+        larger = xp.maximum(y, x[(..., *window.under(offset, size))])
+        xp.copyto(place, k, where=(larger != y) & (y == y))       # a NaN, once found, keeps its place
+        y = larger
     return y, place
 
 
