@@ -68,6 +68,19 @@ class TestConvTranspose2d(FunctionCase):
         return y if b is None else y + b.reshape(-1, 1, 1)
 
 
+class TestConvTranspose2dWithMoreRoom(TestConvTranspose2d):
+    """Where the filters are dilated by more than the stride, a row more at the edge may be room for another position of the window."""
+
+    examples = 3
+
+    def inputs(self, draw):
+        window, extra = draw.choice((Window((2, 2), dilation=(3, 2)), (2, 1)),
+                                    (Window((3, 2), stride=(2, 1), padding=(1, 2), dilation=(4, 3), groups=2), (3, 2)),
+                                    (Window((1, 3), stride=(1, 2), dilation=(2, 5)), (1, 4)))
+        w = draw.array((2 * window.groups, 2, *window.kernel))
+        return draw.array((2, len(w), 3, 4)), w, draw.array((2 * window.groups,)), window, extra
+
+
 def normal(*shape, dtype="float64"):
     return np.random.default_rng(len(shape)).standard_normal(shape).astype(dtype)
 
@@ -139,6 +152,11 @@ class TestGeometry:
         for view in (x[::2, ::2, ::-1, ::-1], x[:2, 1:3, 1:8:2, 2:], x[:, 3:1:-1].swapaxes(2, 3)):
             for mine, theirs in zip(values_and_gradients(F.conv2d, view, w), values_and_gradients(F.conv2d, view.copy(), w)):
                 np.testing.assert_allclose(mine, theirs, atol=1e-12)
+
+    def test_the_transpose_of_one_number(self):
+        x, w = normal(1, 1, 1, 1), normal(1, 1, 1, 1)
+        assert F.conv_transpose2d(x, w).tolist() == (x * w).tolist()
+        np.testing.assert_allclose(F.conv_transpose2d(x, normal(1, 1, 3, 3), padding=1), x * normal(1, 1, 3, 3)[:, :, 1:2, 1:2])
 
     def test_an_empty_batch(self):
         x, w, b = leaves(np.zeros((0, 2, 5, 5)), normal(3, 2, 3, 3), normal(3))

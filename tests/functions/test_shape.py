@@ -76,6 +76,7 @@ class TestSqueeze(FunctionCase):
 
 class TestExpandDims(FunctionCase):
     functions = ("expand_dims",)
+    examples = 12
 
     def inputs(self, draw):
         x = draw.array(draw.choice((2, 3), (3,), ()))
