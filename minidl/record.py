@@ -15,7 +15,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,19 +85,15 @@ class Record(Callback):
 
 
 def new_folder(out: Path | None, name: str) -> Path:
-    """The folder that was asked for, which must be empty, or the next free one under runs/. ConfigError if there is none."""
+    """The folder that was asked for, or the next free one under runs/, made. ConfigError if it cannot be."""
     try:
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            claim(out)
-            if any(out.iterdir()):
-                raise ConfigError(f"--out {out}: the folder is not empty", hint="Choose another, or go on with the run in it: --resume.")
             return out
         for count in range(1, 100_000):
             folder = Path("runs") / (name if count == 1 else f"{name}-{count}")
             with contextlib.suppress(FileExistsError):
                 folder.mkdir(parents=True)          # of two processes that try, one succeeds
-                claim(folder)
                 return folder
     except OSError as error:
         raise ConfigError(f"the folder for the run, {out or 'runs/' + name}, cannot be made: {error.strerror or error}",
@@ -105,20 +101,29 @@ def new_folder(out: Path | None, name: str) -> Path:
     raise ConfigError(f"there is no free name for {name} under runs/", hint="Choose a folder with --out.")
 
 
-def claim(folder: Path) -> None:
-    """Take a folder for this process until it ends, however it ends. ConfigError if another process has it."""
+@contextlib.contextmanager
+def claimed(folder: Path, empty: bool = False) -> Iterator[None]:
+    """Within the block, however it ends, the folder is this process's alone.
+
+    ConfigError if another process has it, or if it should be empty and is not.
+    """
+    handle = os.open(folder, os.O_RDONLY) if os.name == "posix" else None          # elsewhere a folder cannot be locked
     try:
-        import fcntl
-    except ImportError:                             # Windows has no such locks
-        return
-    handle = os.open(folder, os.O_RDONLY)           # stays open, and with it the lock
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise ConfigError(f"{folder}: another process is training in this folder", hint="Wait until it has ended, or stop it.") from None
-    except OSError:                                 # a file system without locks
-        os.close(handle)
+        if handle is not None:
+            import fcntl
+
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"{folder}: another process is training in this folder", hint="Wait until it has ended.") from None
+            except OSError:                         # a file system without locks
+                pass
+        if empty and any(folder.iterdir()):
+            raise ConfigError(f"--out {folder}: the folder is not empty", hint="Choose another, or go on with the run in it: --resume.")
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from minidl.display import Display, errors_told, number, percent, tell
 from minidl.errors import CheckpointError, MissingExtra, NumericsError
 from minidl.loop import Callback, Objective, classification, evaluate, fit, reconstruction
 from minidl.optim.schedule import value_at
-from minidl.record import Record, claim, command, new_folder, read_config
+from minidl.record import Record, claimed, command, new_folder, read_config
 from minidl.run import Run, part
 from minidl.task import Plan, Task, make_optimizer, make_task, settle
 
@@ -60,33 +60,31 @@ def only_test(options: SimpleNamespace, task: Task) -> int:
 def run(options: SimpleNamespace, task: Task, config: dict[str, Any] | None) -> int:
     """Train in a folder: a new one, or that of the run that is resumed, whose config this is."""
     optimizer = make_optimizer(options, task.model, options.epochs * len(task.loader))
-    if config is None:
-        folder, commands = new_folder(options.out, f"{Path(options.data).resolve().stem}-{options.model.rpartition(':')[2]}"), []
-    else:
-        folder, commands = options.resume, config["commands"]
-        claim(folder)
-    commands = [*commands, shlex.join(["python", "-m", "minidl.train", *sys.argv[1:]])]
+    new = config is None
+    folder = new_folder(options.out, f"{Path(options.data).resolve().stem}-{options.model.rpartition(':')[2]}") if new else options.resume
+    commands = [*(config or {"commands": []})["commands"], shlex.join(["python", "-m", "minidl.train", *sys.argv[1:]])]
     record = Record(folder, task.config(options) | {"commands": commands, "minidl": minidl.__version__, "numpy": np.__version__},
                     options.keep, options.checkpoint_every)
     display = Display(task.plan)
     signals = StopOnSignal(display.stopping)
-    try:
-        with signals:
-            found = record.checkpoints.latest()
-            if options.weights is not None and found is None:
-                task.model.load_state_dict(weights_of(options.weights)[1])
-            task.plan += [*described(options, optimizer, task, folder, found), *task.notes]
-            fit(task.model, task.loader, task.tests, optimizer, options.epochs, [signals, record, display], objective=task.objective,
-                accumulate=options.accumulate, clip=options.clip, resume=found and (found.arrays, found.rest))
-    except BaseException as error:
-        display.stop()
-        if config is None and not (signals.run and signals.run.step):
-            record.discard()                    # nothing was learned
-        elif record.saved_at is not None:
-            retry = ("--lr", f"{options.lr / 10:g}") if isinstance(error, NumericsError) else ()
-            error.add_note(f"The last good checkpoint is of step {record.saved_at:,}. To go on from there:\n"
-                           + command("train", "--resume", folder, *retry))
-        raise
+    with claimed(folder, empty=new):
+        try:
+            with signals:
+                found = record.checkpoints.latest()
+                if options.weights is not None and found is None:
+                    task.model.load_state_dict(weights_of(options.weights)[1])
+                task.plan += [*described(options, optimizer, task, folder, found), *task.notes]
+                fit(task.model, task.loader, task.tests, optimizer, options.epochs, [signals, record, display], objective=task.objective,
+                    accumulate=options.accumulate, clip=options.clip, resume=found and (found.arrays, found.rest))
+        except BaseException as error:
+            display.stop()
+            if new and not (signals.begun and signals.run.step):
+                record.discard()                    # nothing was learned
+            elif record.saved_at is not None:
+                retry = ("--lr", f"{options.lr / 10:g}") if isinstance(error, NumericsError) else ()
+                error.add_note(f"The last good checkpoint is of step {record.saved_at:,}. To go on from there:\n"
+                               + command("train", "--resume", folder, *retry))
+            raise
     return closed(signals, display, task, folder)
 
 
@@ -122,7 +120,6 @@ def described(options: SimpleNamespace, optimizer: optim.Optimizer, task: Task, 
 def closed(signals: StopOnSignal, display: Display, task: Task, folder: Path) -> int:
     """The last words after the loop; gives the exit status."""
     run = signals.run
-    assert run is not None
     if run.stop and not run.finished:
         display.stop()
         display.say(f"Stopped after step {run.step:,}, in epoch {run.epoch + 1}. All is saved; to go on:", "bold")
@@ -144,15 +141,17 @@ class StopOnSignal(Callback):
     stopping: called when the loop is asked.
     """
 
+    run: Run                                    # once it has begun
+
     def __init__(self, stopping: Callable[[], None]):
         self.stopping = stopping
-        self.run: Run | None = None
+        self.begun = False
         self.number = 0                         # of the signal
         self.before: dict[int, Any] = {}
 
     def start(self, run: Run) -> None:
         """From now on there is a loop to stop."""
-        self.run = run
+        self.run, self.begun = run, True
 
     def __enter__(self) -> None:
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -167,7 +166,7 @@ class StopOnSignal(Callback):
     def received(self, number: int, frame: Any) -> None:
         """The signal handler."""
         self.number = number
-        if self.run is None or self.run.stop:
+        if not self.begun or self.run.stop:
             raise KeyboardInterrupt(number)
         self.run.stop = True
         self.stopping()
