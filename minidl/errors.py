@@ -7,6 +7,7 @@ Which layer is running is kept here too, because errors are what asks for it mos
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import Any
 
@@ -29,6 +30,14 @@ def layer_path(stack: tuple[Any, Any] | None) -> str:
         stack = stack[1]
     path = ".".join(part for part in reversed(parts) if part)
     return f"{path} ({name})" if path else name
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that is nearest to one that is not known, in parentheses, for an error; nothing if none is near."""
+    import difflib  # only when something is wrong already
+
+    found = difflib.get_close_matches(name, list(known), 1)
+    return f" (nearest: {found[0]!r})" if found else ""
 
 
 class MinidlError(Exception):

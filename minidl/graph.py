@@ -131,7 +131,8 @@ class Function:
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        dataclass(eq=False, repr=False)(cls)
+        if cls.__annotations__:                             # it has options of its own
+            dataclass(eq=False, repr=False)(cls)
         if "name" not in vars(cls):
             cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
         if cls.forward is not Function.forward:             # a base that several operations share has no forward of its own

@@ -21,10 +21,9 @@ import numpy as np
 from minidl import backend, data, models, optim
 from minidl.data import Dataset, Loader, Normalise
 from minidl.data.catalogue import CLASSES
-from minidl.errors import ConfigError
+from minidl.errors import ConfigError, nearest
 from minidl.loop import Objective, classification, reconstruction
 from minidl.nn import Module
-from minidl.nn.options import nearest
 
 LEARNING_RATES = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001}
 SCHEDULES = ("constant", "step", "cosine", "polynomial")

@@ -12,7 +12,6 @@ How each format is read, and how files are downloaded, is written in the files b
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from minidl.data.download import CIFAR, locate
 from minidl.data.folder import read_folder
 from minidl.data.idx import read_images, read_labels
 from minidl.data.npz import read_npz
-from minidl.errors import ArgumentError, DataError
+from minidl.errors import ArgumentError, DataError, nearest
 
 CLASSES = {
     "digits": tuple("0123456789"),
@@ -109,5 +108,4 @@ def _unknown(name: str, path: Path) -> DataError:
         return DataError(f"load: {name} is neither an .npz file nor a folder", hint=others)
     if path.suffix.lower() == ".npz" or len(path.parts) > 1:
         return DataError(f"load: there is no {name}", hint=others)
-    near = difflib.get_close_matches(name.lower(), CLASSES, n=1)
-    return DataError(f"load: no data set is called {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""), hint=others)
+    return DataError(f"load: no data set is called {name!r}{nearest(name.lower(), CLASSES)}", hint=others)

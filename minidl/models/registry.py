@@ -7,10 +7,9 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from minidl.errors import ArgumentError, DefinitionError
+from minidl.errors import ArgumentError, DefinitionError, nearest
 from minidl.nn.init import Source
 from minidl.nn.module import Module
-from minidl.nn.options import nearest
 
 Build = TypeVar("Build", bound=Callable[..., Module])
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -61,9 +60,3 @@ def shown(first: str, **options: Any) -> str:
 def _short(value: Any) -> Any:
     """A pair of two equal ints as one int, the way one writes it."""
     return value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that is nearest to one that is not known, in parentheses, for an error; nothing if none is near."""
-    found = difflib.get_close_matches(name, list(known), 1)
-    return f" (nearest: {found[0]!r})" if found else ""

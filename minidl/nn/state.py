@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from minidl import backend
 from minidl.backend import Array
-from minidl.errors import CheckpointError
+from minidl.errors import CheckpointError, nearest
 from minidl.tensor import Tensor
 
 SHOWN = 12              # so many names of a kind stand in an error
@@ -37,10 +36,9 @@ def matched(caller: str, targets: Mapping[str, Any], state: Mapping[str, Any], s
     if not wrong and not (strict and (missing or unexpected)) and (fitting or not targets):
         return fitting, missing, unexpected
 
-    near = {path: difflib.get_close_matches(path, missing, 1) for path in unexpected}
     lines = [f"{caller} and the state do not fit together"]
     for kind, names in (("missing", missing), ("mis-shaped", wrong),
-                        ("unexpected", [f"{path} (near {near[path][0]})" if near[path] else path for path in unexpected])):
+                        ("unexpected", [path + nearest(path, missing) for path in unexpected])):
         if names:
             lines.append(f"{kind}: {', '.join(names[:SHOWN])}" + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""))
     raise CheckpointError("\n  ".join(lines), hint="Nothing was loaded. Is it the state of the same model, made with the same options?")

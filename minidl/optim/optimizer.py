@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 from minidl import backend
 from minidl.backend import Array
-from minidl.errors import ArgumentError, DefinitionError, GraphError
+from minidl.errors import ArgumentError, DefinitionError, GraphError, nearest
 from minidl.nn.module import Module
-from minidl.nn.options import nearest, number
+from minidl.nn.options import number
 from minidl.nn.state import like, matched, snapshot
 from minidl.optim.schedule import value_at
 from minidl.tensor import Tensor

@@ -96,7 +96,7 @@ def test_gzipped_cifar10_is_not_taken_for_plain(cache):
 @pytest.mark.parametrize(("name", "near"), [
     ("mnits", "mnist"), ("MNIST", "mnist"), ("fashion_mnist", "fashion-mnist"), ("cifar-10", "cifar10"), ("digit", "digits")])
 def test_a_name_that_is_nearly_known(name, near):
-    with pytest.raises(DataError, match=f"did you mean '{near}'") as raised:
+    with pytest.raises(DataError, match=f"nearest: '{near}'") as raised:
         load(name)
     assert "Known are digits, mnist, fashion-mnist, cifar10; your own data can be an .npz file or a folder" in message(raised)
 
@@ -104,7 +104,7 @@ def test_a_name_that_is_nearly_known(name, near):
 def test_other_names(tmp_path):
     with pytest.raises(DataError, match="no data set is called 'zebra'") as raised:
         load("zebra")
-    assert "did you mean" not in message(raised)
+    assert "nearest" not in message(raised)
     for name in ("missing.npz", "some/folder", tmp_path / "nothing"):
         with pytest.raises(DataError, match="there is no"):
             load(name)

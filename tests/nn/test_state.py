@@ -84,7 +84,7 @@ def test_everything_that_does_not_fit_is_told_at_once_and_nothing_is_written():
 load_state_dict: this Sequential and the state do not fit together
   missing: 0.w
   mis-shaped: 0.b wants (3,), the state has (4,) float32
-  unexpected: 0.W (near 0.w), extra
+  unexpected: 0.W (nearest: '0.w'), extra
   Nothing was loaded. Is it the state of the same model, made with the same options?"""
     for path, x in net.state_dict().items():
         np.testing.assert_array_equal(x, before[path])
