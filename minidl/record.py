@@ -25,6 +25,8 @@ from minidl.errors import CheckpointError, ConfigError, NumericsError
 from minidl.loop import Callback
 from minidl.run import Run
 
+CONFIG = {"options": dict, "classes": list, "input_shape": list, "normalise": dict | None, "commands": list}      # what must be in it
+
 
 class Record(Callback):
     """Keeps a run's metrics and checkpoints: at the start, every so many steps, at the end of each epoch, and when the run stops."""
@@ -36,6 +38,7 @@ class Record(Callback):
 
     def start(self, run: Run) -> None:
         """The config, a checkpoint of the beginning, and the metrics: those of a run that is resumed are cut back to where it stands."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in (*self.folder.glob(".*.tmp"), *self.checkpoints.folder.glob(".*.tmp")):     # of a process killed while writing
             leftover.unlink(missing_ok=True)
         write(self.folder / "config.json", (json.dumps(self.config, indent=2) + "\n").encode())
@@ -131,14 +134,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     try:
         config = json.loads(file.read_bytes())
-        missing = {"options", "classes", "input_shape", "normalise", "commands"} - set(config)
+        wrong = [key for key, kind in CONFIG.items() if not isinstance(config[key], kind)]
     except (FileNotFoundError, NotADirectoryError):
         why = "it has no config.json" if folder.is_dir() else "it is a file" if folder.exists() else "it does not exist"
         raise CheckpointError(f"{folder} is not the folder of a run: {why}", hint="It is named when a run begins and ends.") from None
+    except KeyError as error:
+        raise CheckpointError(f"{file} is not the config of a run: it has no {error}") from None
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from None
-    if missing:
-        raise CheckpointError(f"{file} is not the config of a run: it lacks {', '.join(sorted(missing))}")
+    if wrong:
+        raise CheckpointError(f"{file} is not the config of a run: {wrong[0]} is {config[wrong[0]]!r:.60}")
     return config
 
 
