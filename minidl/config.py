@@ -68,7 +68,7 @@ def checked(values: Mapping[str, Any], kinds: Mapping[str, Any], source: str) ->
         name = key.replace("-", "_")
         if name not in known:
             near = ELSEWHERE.get(name.lower()) or difflib.get_close_matches(name.lower(), known, 1, 0)[0]
-            raise ConfigError(f"{source}: {key!r} is not an option", hint=f"The nearest is {near!r}; --help lists all.")
+            raise ConfigError(f"{source}: {key!r} is not an option (nearest: {near!r})", hint="--help lists them all.")
         if name in options:
             raise ConfigError(f"{source}: {name!r} is given twice, with - and with _")
         (kind,) = {*(typing.get_args(kinds[name]) or [kinds[name]])} - {NoneType}

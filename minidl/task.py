@@ -205,7 +205,7 @@ def make_optimizer(options: SimpleNamespace, model: Module, steps: int) -> optim
     if steps and options.warm_up >= steps:
         raise ConfigError(f"--warm-up is {options.warm_up} steps, and the whole run has {steps}")
     lr, rest = options.lr, max(steps - options.warm_up, 1)
-    schedule: Any = {"constant": lambda: optim.constant(lr), "step": lambda: optim.step_decay(lr, every=max(rest // 3, 1), factor=0.1),
+    schedule: Any = {"constant": lambda: optim.constant(lr), "step": lambda: optim.step_decay(lr, every=-(-rest // 3), factor=0.1),
                      "cosine": lambda: optim.cosine(lr, rest), "polynomial": lambda: optim.polynomial(lr, rest)}[options.schedule]()
     if options.warm_up:
         schedule = optim.warm_up(options.warm_up, schedule)

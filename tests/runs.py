@@ -13,7 +13,7 @@ from minidl import checkpoint, data
 ROOT = Path(__file__).parents[1]
 
 NETS = '''
-import os, signal
+import os, signal, time
 import numpy as np
 from minidl import nn
 
@@ -21,8 +21,11 @@ from minidl import nn
 def all_states(input_shape, classes, generator):
     """Everything that a checkpoint must hold: weights, running statistics, dropout."""
     size = int(np.prod(input_shape))
-    return nn.Sequential(nn.Flatten(), nn.Affine(size, 8, generator=generator), nn.BatchNorm(8), nn.ReLU(),
-                         nn.Dropout(0.3, generator=generator), nn.Affine(8, classes, generator=generator))
+    model = nn.Sequential(nn.Flatten(), nn.Affine(size, 8, generator=generator), nn.BatchNorm(8), nn.ReLU(),
+                          nn.Dropout(0.3, generator=generator), nn.Affine(8, classes, generator=generator))
+    if "SLOW" in os.environ:
+        model.register_forward_hook(lambda *args: time.sleep(0.01))
+    return model
 
 
 class Signalled(nn.Module):
