@@ -4,7 +4,9 @@
     functions       what is computed, with its gradient minidl.functions
     nn, models      functions with parameters           minidl.nn.Affine, minidl.models.create("lenet")
     optim, data     how and from what it learns         minidl.optim.SGD, minidl.data.load("digits")
-    train           the loop, also `python -m minidl.train`
+    loop            fit and evaluate: the training loop     minidl.loop.fit
+    testing         gradients held against numbers          minidl.testing.gradcheck
+    At the shell: python -m minidl.train, python -m minidl.predict
 """
 
 from minidl import data, functions, models, nn, optim

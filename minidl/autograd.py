@@ -6,7 +6,7 @@ All three start the same walk: `backward` leaves gradients in the leaves, `grad`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -27,7 +27,8 @@ def backward(loss: Tensor, grad: Any = None, create_graph: bool = False, retain_
     """Compute the gradient of this Tensor by every leaf it came from, and add it to their `.grad`.
 
     grad: the gradient by this Tensor itself, of its shape; may be left out for a single number, and is then 1.
-    create_graph: record the pass, so that the gradients can be differentiated again. Implies retain_graph.
+    create_graph: record the pass, so that the gradients can be differentiated again. Implies retain_graph. A leaf's `.grad` then leads
+    back to the leaf: set it to None when done, or use `grad`, so that memory is freed at once.
     retain_graph: keep what the graph holds, for another pass over it; otherwise this pass frees it as it goes.
     GraphError if nothing was recorded, or another pass has freed the graph. ShapeError if `grad` does not fit.
 
@@ -66,16 +67,17 @@ def grad(ys: Tensor | Sequence[Tensor], xs: Tensor | Sequence[Tensor], grad_ys: 
     return tuple(_result(walk.found.get(target)) for target in targets)
 
 
-def hvp(loss: Tensor, params: Sequence[Tensor], vectors: Sequence[Any]) -> tuple[Tensor, ...]:
+def hvp(loss: Tensor, params: Tensor | Sequence[Tensor], vectors: Any) -> tuple[Tensor, ...]:
     """The Hessian of a loss times a vector, without the Hessian: the gradient of (gradient . vector).
 
-    loss: a single number. params: the leaves. vectors: one array or Tensor for each, of its shape. Gives a Tensor for each; the graph
-    of the loss is kept, so that it can be called again. Pearlmutter, Neural Computation 1994.
+    loss: a single number. params: the leaves, or one. vectors: an array or Tensor for each, of its shape. Gives a tuple of a Tensor for
+    each; the graph of the loss is kept, so that it can be called again. Pearlmutter, Neural Computation 1994.
 
     >>> x = Tensor([1.0, 2.0], requires_grad=True)
     >>> hvp((x * x * x).sum(), [x], [np.array([1, 0], np.float32)])
     (Tensor([6., 0.], dtype=float32),)
     """
+    params, vectors = ([params], [vectors]) if isinstance(params, Tensor) else (params, vectors)
     if len(vectors) != len(params):
         raise ArgumentError(f"hvp: {len(params)} params, and {len(vectors)} vectors")
     firsts = grad(loss, params, create_graph=True)
@@ -94,9 +96,9 @@ def observe(start: Tensor, seed: Array, observers: Sequence[Observer]) -> None:
     Walk(retain=True, observers=observers, observe_only=True).run([(_edge(start, "observe"), _seed(start, seed, "observe"))])
 
 
-def no_grad() -> Any:
-    """Record nothing: `with no_grad():`, or `@no_grad()` over a function."""
-    return switched(grad=False)
+def no_grad(function: Callable | None = None) -> Any:
+    """Record nothing: `with no_grad():`, or `@no_grad()` over a function, also without the parentheses."""
+    return switched(grad=False) if function is None else switched(grad=False)(function)
 
 
 def check_numerics() -> AbstractContextManager[None]:

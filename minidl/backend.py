@@ -1,8 +1,8 @@
 """The array decides: which library made an array, and on which device it lies.
 
-There is no global device. `of(x)` gives NumPy or CuPy by the type of x, and operations call that library by the name `xp`. This file
-and kernels/cuda.py are the only ones that ever import CuPy, and only once a CuPy array or a CUDA device turns up. A third library
-can be added with `register`; the tests add one that wraps NumPy and is as strict as CuPy. No mathematics here.
+There is no global device. `of(x)` gives NumPy or CuPy by the type of x, and operations call that library by the name `xp`. Only this
+file ever imports CuPy, and only once a CuPy array or a CUDA device turns up. A third library can be added with `register`; the tests
+add one that wraps NumPy and is as strict as CuPy. No mathematics here.
 """
 
 from __future__ import annotations

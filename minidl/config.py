@@ -34,20 +34,22 @@ def gather(context: typer.Context, function: Callable) -> SimpleNamespace:
 
     function: the command, whose annotations say what kind each option is of. ConfigError for a key or a value that is wrong.
     """
-    kinds = {name: kind for name, kind in typing.get_type_hints(function).items() if name in context.params}
-    typed = {name for name in kinds if str(getattr(context.get_parameter_source(name), "name", "")) == "COMMANDLINE"}
-    given = {name: context.params[name] for name in typed}
+    hints = {name: hint for name, hint in typing.get_type_hints(function).items() if name in context.params}
+    kinds = {name: next(kind for kind in (*typing.get_args(hint), hint) if kind is not NoneType) for name, hint in hints.items()}
+    values = {name: None if value is None else kinds[name](value) for name, value in context.params.items()}    # older Typers have no Path
+    typed = {name for name in kinds if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    given = {name: values[name] for name in typed}
     filed = {}
-    if context.params["config"] is not None:
-        filed = checked(read_toml(context.params["config"]), kinds, f"--config {context.params['config']}")
-    meant = {**context.params, **filed, **given}
+    if values["config"] is not None:
+        filed = checked(read_toml(values["config"]), kinds, f"--config {values['config']}")
+    meant = {**values, **filed, **given}
     if meant["eval_only"] and meant["resume"] is None and meant["weights"] is not None and meant["weights"].is_dir():
         given["resume"], given["weights"] = meant["weights"], None          # to test a run takes its options, whatever it is called
     folder, of_the_run = given.get("resume", filed.get("resume")), {}
     if folder is not None:
         stored = read_config(folder)["options"]
         of_the_run = checked({name: value for name, value in stored.items() if value is not None}, kinds, f"{folder / 'config.json'}")
-    return SimpleNamespace(**{**context.params, **of_the_run, **filed, **given}, typed=typed, filed=set(filed) - typed)
+    return SimpleNamespace(**{**values, **of_the_run, **filed, **given}, typed=typed, filed=set(filed) - typed)
 
 
 def read_toml(file: Path) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def checked(values: Mapping[str, Any], kinds: Mapping[str, Any], source: str) ->
             raise ConfigError(f"{source}: {key!r} is not an option (nearest: {near!r})", hint="--help lists them all.")
         if name in options:
             raise ConfigError(f"{source}: {name!r} is given twice, with - and with _")
-        (kind,) = {*(typing.get_args(kinds[name]) or [kinds[name]])} - {NoneType}
+        kind = kinds[name]
         accepted, words = KINDS[kind]
         if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
             raise ConfigError(f"{source}: {key!r} is {value!r}, and must be {words}")

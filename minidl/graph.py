@@ -178,6 +178,8 @@ class Function:
         except (ValueError, TypeError, IndexError) as error:
             raise self._translated(error, arrays) from error
 
+        if not self.plan.single and (type(y) is not tuple or len(y) != len(self.outputs)):
+            raise self._wrong_result(y)
         on = mode.get()
         if on.numerics:
             for k, name in enumerate(self.outputs):
@@ -186,6 +188,8 @@ class Function:
             return y
         if self.plan.single:
             if type(y) is not library:
+                if y is None or isinstance(y, tuple | list | Tensor):
+                    raise self._wrong_result(y)
                 y = _as_array(y, arrays)
             node = Node(self, xs, arrays, (y,), wanted, on) if wanted and on.grad and y.dtype.kind == "f" else None
             return make(y, node)
@@ -221,6 +225,12 @@ class Function:
         return DeviceError(f"{self.name}: {first} is on {there}, {other} is on {elsewhere}",
                            hint=f"Bring one to the other: {other} = {other}.to({there!r}), or minidl.backend.asarray({other}, {there!r}).",
                            **places)
+
+    def _wrong_result(self, y: Any) -> DefinitionError:
+        given = f"{len(y)} results" if isinstance(y, tuple | list) else f"a {type(y).__name__}"
+        wanted = "one array" if self.plan.single else f"a tuple of {len(self.outputs)} arrays"
+        return DefinitionError(f"{self.name}: forward gave {given}, and must give {wanted}", outputs=self.outputs,
+                               hint='Several outputs are named at the head of the class: outputs = ("q", "r").' if self.plan.single else "")
 
     def _translated(self, error: Exception, arrays: list[Any]) -> MinidlError:
         """An error that the array library raised, as one of ours that names the operation and its arguments."""
@@ -263,7 +273,8 @@ class Node:
                     edge = x
                 if edge is not None and not plan.variadic and plan.rules[i] is None:
                     raise GraphError(f"{function.name}: {function.label(i)} is not differentiable, and requires a gradient",
-                                     hint="Give it detached: x.detach().")
+                                     hint=f"Give it detached: {function.label(i)}.detach(). In a Function of your own, write "
+                                          f"grad_{function.label(i)}.")
                 # a leaf that is kept, or that the output is a view of, must still be the same when the rules run
                 if x.node is None and (i in kept_inputs or (edge is not None and ys[0].base is not None)):
                     versions = versions or []

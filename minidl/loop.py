@@ -113,7 +113,7 @@ def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int 
                 if objective.right is not None:                                 # from there backward to the gradient of every W.
                     run.right += objective.right(outputs.data, part_y)
             if clip is not None:
-                optim.clip_grad_norm(model, clip)
+                optim.clip_grad_norm(optimizer.parameters, clip)
             optimizer.step()                                                    # Step 7: update W, a step down the gradient.
 
             run.loss += total * len(x)
@@ -160,7 +160,7 @@ def evaluate(model: Module, data: Any, objective: Objective | None = None) -> tu
     """
     objective = objective or classification()
     loader = data if isinstance(data, Loader) else Loader(data, batch_size=256, shuffle=False)
-    training = model.training
+    modes = [(module, module.training) for _, module in model.named_modules()]
     model.eval()
     loss, right, seen = 0.0, 0, 0
     try:
@@ -172,7 +172,8 @@ def evaluate(model: Module, data: Any, objective: Objective | None = None) -> tu
             right += 0 if objective.right is None else objective.right(outputs.data, y)
             seen += len(x)
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
     return loss / seen, None if objective.right is None else right / seen
 
 

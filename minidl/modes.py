@@ -6,15 +6,15 @@ for users stands in autograd.py; here is also how a NaN is looked for and how an
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
+from contextvars import ContextVar, Token
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from minidl.backend import Array
 from minidl.errors import NumericsError, layer_path, running
 from minidl.tensor import Tensor
 
+F = TypeVar("F", bound=Callable[..., Any])
 HOME = str(Path(__file__).parent) + os.sep
 
 
@@ -38,14 +39,26 @@ class Mode:
 mode: ContextVar[Mode] = ContextVar("mode", default=Mode())     # noqa: B039   (frozen)
 
 
-@contextmanager
-def switched(**changes: bool) -> Iterator[None]:
-    """Run a block in another mode."""
-    token = mode.set(replace(mode.get(), **changes))
-    try:
-        yield
-    finally:
-        mode.reset(token)
+class switched:
+    """Run a block, or each call of a function, in another mode: `with switched(grad=False):`, or as a decorator. It can be used again."""
+
+    def __init__(self, **changes: bool):
+        self.changes = changes
+        self.tokens: list[Token[Mode]] = []
+
+    def __enter__(self) -> None:
+        self.tokens.append(mode.set(replace(mode.get(), **self.changes)))
+
+    def __exit__(self, *error: Any) -> None:
+        mode.reset(self.tokens.pop())
+
+    def __call__(self, function: F) -> F:
+        @functools.wraps(function)
+        def inside(*args: Any, **kwargs: Any) -> Any:
+            with switched(**self.changes):
+                return function(*args, **kwargs)
+
+        return cast(F, inside)
 
 
 def checksum(x: Array) -> int:
@@ -62,7 +75,7 @@ def check_finite(x: Any, what: str, stack: Any, line: str) -> None:
     first = tuple(int(i) for i in np.argwhere(bad)[0])
     layer = layer_path(stack)
     raise NumericsError(f"{what} is {x[first]} at {first}" + (f", in layer {layer}" if layer and stack is not running.get() else ""),
-                        not_finite=f"{int(bad.sum()):,} of {x.size:,} numbers", line=line)
+                        not_finite=f"{int(bad.sum()):,} of {x.size:,} numbers", **({"line": line} if line else {}))
 
 
 def line_of_caller() -> str:

@@ -7,6 +7,7 @@ backward pass by `autograd.py`. They are declared below, so that readers and typ
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary, ref
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 Self = TypeVar("Self", bound="Tensor")
 
-# Leaves with a gradient-ready hook or an observer, by id. Only while there are any does a backward pass look for them.
+# Leaves that have had a gradient-ready hook or an observer, by id. Only while there are any does a backward pass look for them.
 watched: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
 
 
@@ -43,10 +44,14 @@ class Handle:
 
     def __init__(self, entries: list[Any], entry: Any):
         self._entries, self._entry = entries, entry
+        self._there = True
 
     def remove(self) -> None:
-        """Take it out; doing so twice is no error."""
-        self._entries[:] = [entry for entry in self._entries if entry is not self._entry]
+        """Take it out; doing so twice is no error. The same hook registered twice has two Handles."""
+        place = next((k for k, entry in enumerate(self._entries) if entry is self._entry), None)
+        if self._there and place is not None:
+            del self._entries[place]
+        self._there = False
 
 
 class Tensor:
@@ -92,7 +97,11 @@ class Tensor:
 
     @property
     def data(self) -> Array:
-        """The array itself. On a leaf it can be assigned; backward passes notice what has changed under them."""
+        """The array itself. On a leaf another one can be assigned, of the same shape if the leaf requires a gradient.
+
+        A backward pass that needs the old numbers notices an assignment. Writing *into* the array, `t.data[0] = 1`, or into a detached
+        Tensor that shares it, goes unnoticed; `check_saved` finds it.
+        """
         return self._data
 
     @data.setter
@@ -103,13 +112,16 @@ class Tensor:
         x = x._data if isinstance(x, Tensor) else x
         if not backend.is_array(x):
             x = backend.asarray(np.asarray(x, dtype=self._data.dtype), self.device)
+        if self._requires_grad and x.shape != self._data.shape:
+            raise ShapeError(f"Tensor.data: a leaf that requires a gradient has shape {self.shape}, and keeps it; the array has {x.shape}",
+                             hint="Make a new Tensor, or a new Parameter of the layer.")
         if self._requires_grad and x.dtype.kind != "f":
             raise DtypeError(f"Tensor.data: a leaf that requires a gradient cannot hold {x.dtype}", hint="Use x.astype('float32').")
         self._data = x
         self.version += 1
         grad = self._grad
-        if grad is not None and (grad.shape != x.shape or grad.dtype != x.dtype or grad.device != self.device):
-            self._grad = None               # it was the gradient of something else
+        if grad is not None and (grad.dtype != x.dtype or grad.device != self.device):
+            self._grad = None               # it does not fit any more
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -186,6 +198,11 @@ class Tensor:
             value = value if isinstance(value, Tensor) else Tensor(value)
             if value.shape != self.shape:
                 raise ShapeError(f"grad: a gradient of shape {value.shape} does not belong to a Tensor of shape {self.shape}")
+            if value.device != self.device:
+                raise DeviceError(f"grad: a gradient on {value.device} does not belong to a Tensor on {self.device}",
+                                  hint=f"Bring it there: gradient.to({self.device!r}).")
+            if value.dtype != self.dtype:
+                value = value.astype(self.dtype)
         self._grad = value
 
     def _watch(self) -> Watchers:
@@ -271,27 +288,28 @@ class Tensor:
     __hash__ = object.__hash__          # by identity: two Tensors with equal numbers are two places
 
     def __eq__(self, other: Any) -> Array:                       # an array, as in NumPy
-        return self._data == _other(other)
+        return _compared(operator.eq, self, other)
 
     def __ne__(self, other: Any) -> Array:
-        return self._data != _other(other)
+        return _compared(operator.ne, self, other)
 
     def __lt__(self, other: Any) -> Array:
-        return self._data < _other(other)
+        return _compared(operator.lt, self, other)
 
     def __le__(self, other: Any) -> Array:
-        return self._data <= _other(other)
+        return _compared(operator.le, self, other)
 
     def __gt__(self, other: Any) -> Array:
-        return self._data > _other(other)
+        return _compared(operator.gt, self, other)
 
     def __ge__(self, other: Any) -> Array:
-        return self._data >= _other(other)
+        return _compared(operator.ge, self, other)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if self.node is not None or self._requires_grad:
             raise GraphError("a Tensor in a graph cannot be written to: its old numbers may be needed for a gradient",
-                             hint="Build a new one: where(mask, new, t), concatenate or stack. A parameter: t.data[key] = value.")
+                             hint="Build a new one: where(mask, new, t), concatenate or stack. A parameter, between two steps: "
+                                  "t.data[key] = value.")
         self._data[_other(key)] = _other(value)
         self.version += 1
 
@@ -373,6 +391,16 @@ def make(data: Array, node: Node | None = None, index: int = 0) -> Tensor:
     tensor.version = 0
     tensor.watchers = None
     return tensor
+
+
+def _compared(compare: Callable, a: Tensor, b: Any) -> Array:
+    b = _other(b)
+    try:
+        return compare(a._data, b)
+    except (ValueError, TypeError) as error:
+        shown = f"{b.shape} on {backend.device_of(b)}" if backend.is_array(b) else type(b).__name__
+        kind = ShapeError if isinstance(error, ValueError) else DtypeError
+        raise kind(f"{compare.__name__}: {error}", left=f"{a.shape} on {a.device}", right=shown) from error
 
 
 def _other(x: Any) -> Any:

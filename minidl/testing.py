@@ -137,7 +137,10 @@ class Check:
             raise self.error("the result holds a NaN or an infinity, where there is no gradient to check", "Give other inputs.")
         if abs(self.loss(self.values) - self.at_x) > 1e-10 * self.size:
             raise self.error("called again, it gives other numbers", "Fix its randomness: pass a seed, or make a generator inside it.")
-        gradients = grad(ys, leaves, [backend.asarray(gy, y.device) for gy, y in zip(self.gys, ys)])
+        given = [backend.asarray(gy.copy(), y.device) for gy, y in zip(self.gys, ys)]
+        gradients = grad(ys, leaves, given)
+        if any((_numpy(theirs) != ours).any() for theirs, ours in zip(given, self.gys)):
+            raise self.error("a gradient rule wrote into the gy that it was given", "It makes new arrays: gy * 2, and not gy *= 2.")
         with np.errstate(all="ignore"):
             for i, gradient in zip(self.checked, gradients):
                 self.compare(i, None if gradient is None else _numpy(gradient))
@@ -200,7 +203,8 @@ class Check:
             count = f"{int(wrong.sum()):,} of {x.size:,} elements"
             raise self.error(f"the gradient by {self.label(i)} is wrong in {count}" if reached else
                              f"no gradient reaches {self.label(i)}, and the result depends on {count} of it",
-                             f"Look at what is done to this argument; repeat with seed={self.options.seed}.", worst_element=worst,
+                             f"Look at what is done to this argument; repeat with seed={self.options.seed}." if reached else
+                             "Is a number that depends on it kept on self? A rule must name it instead.", worst_element=worst,
                              analytic=f"{gradient[worst]:.10g}", numeric=f"{numeric[worst]:.10g}", tolerance=f"{tolerance[worst]:.2g}")
 
     def tolerance(self, numeric: Any, largest: Any, noise: Any) -> Any:

@@ -141,6 +141,8 @@ class Walk:
                 gradient = self._apply_rule(node, function.plan, values, i, edge)
             except Exception as error:
                 error.add_note(f"  in the backward pass of {node.where()}, in the gradient of {function.label(i)}")
+                if isinstance(error, TypeError) and "ufunc" in str(error):
+                    error.add_note("  NumPy's functions take no Tensors: write a rule with operators and minidl.functions")
                 raise
             if gradient is None:
                 continue
@@ -191,10 +193,14 @@ class Walk:
     def _hooked(self, hooks: list[Callable], gradient: Any) -> Any:
         for hook in list(hooks):
             given = hook(gradient if self.create_graph else make(gradient))
-            if given is not None:
-                if given.shape != gradient.shape:
-                    raise ShapeError(f"register_hook: the hook gave a gradient of shape {given.shape}, where {gradient.shape} belongs")
-                gradient = given if self.create_graph else _plain(given)
+            if given is None:
+                continue
+            if not isinstance(given, Tensor) and not backend.is_array(given):
+                raise DefinitionError(f"register_hook: the hook gave a {type(given).__name__}, and must give an array, a Tensor or None")
+            if given.shape != gradient.shape:
+                raise ShapeError(f"register_hook: the hook gave a gradient of shape {given.shape}, where {gradient.shape} belongs")
+            given = _tensor(given) if self.create_graph else _plain(given)
+            gradient = given if given.dtype == gradient.dtype else given.astype(gradient.dtype)
         return gradient
 
     def _finish(self, leaf: Tensor) -> None:

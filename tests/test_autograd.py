@@ -11,7 +11,7 @@ import strict  # noqa: F401   makes the strict device known
 from minidl import Function, Tensor, backend, grad, hvp, no_grad
 from minidl import functions as F
 from minidl.autograd import observe
-from minidl.errors import ArgumentError, DeviceError, GraphError, ShapeError
+from minidl.errors import ArgumentError, DefinitionError, DeviceError, GraphError, ShapeError
 from minidl.testing import gradcheck, gradgradcheck
 from minidl.walk import sum_to
 
@@ -534,6 +534,10 @@ class TestHvp:
         with pytest.raises(ArgumentError, match="hvp: 1 params, and 2 vectors"):
             hvp(x * x, [x], [np.ones(1), np.ones(1)])
 
+    def test_by_one_leaf(self):
+        x = leaf(2)
+        assert numbers(*hvp(x * x * x, x, [1.0])) == [[12]]
+
 
 class TestNoGrad:
     def test_records_nothing(self):
@@ -584,6 +588,19 @@ class TestNoGrad:
             thread.join()
         assert recorded == {"silent": False, "loud": True}
 
+    def test_is_used_again_and_again_also_over_a_function_without_parentheses(self):
+        quiet, x = no_grad(), leaf(2)
+
+        @no_grad
+        def square():
+            return x * x
+
+        for _ in range(2):
+            with quiet:
+                assert not (x * x).requires_grad
+        assert not square().requires_grad
+        assert (x * x).requires_grad
+
 
 class TestHooks:
     def test_see_the_whole_gradient_once(self):
@@ -607,6 +624,27 @@ class TestHooks:
         x.register_hook(lambda g: Tensor(np.ones(3)))
         with pytest.raises(ShapeError, match=r"the hook gave a gradient of shape \(3,\), where \(1,\) belongs"):
             (x * 2).backward()
+
+    def test_registered_twice_is_removed_once(self):
+        w, seen = Tensor([1.0], requires_grad=True), []
+        first, _ = w.register_hook(seen.append), w.register_hook(seen.append)
+        first.remove()
+        first.remove()
+        (w * 2).backward()
+        assert len(seen) == 1
+
+    def test_give_a_gradient_of_the_leafs_dtype_and_a_tensor_where_the_pass_is_recorded(self):
+        w = Tensor([1.0], requires_grad=True)
+        w.register_hook(lambda g: np.ones(1, np.float64) * 3)
+        (w * w).backward(create_graph=True)
+        assert isinstance(w.grad, Tensor)
+        assert w.grad.dtype == np.float32
+
+    def test_that_give_a_number_are_refused(self):
+        w = Tensor([1.0], requires_grad=True)
+        w.register_hook(lambda g: 2.0)
+        with pytest.raises(DefinitionError, match="the hook gave a float, and must give an array"):
+            (w * 2).backward()
 
     def test_run_in_order_until_removed(self):
         x, seen = leaf(2), []

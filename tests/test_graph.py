@@ -343,6 +343,13 @@ class TestOutputs:
         y, mean = Moments()(leaf(1, 2))
         assert type(mean.data) is np.ndarray
 
+    @pytest.mark.parametrize(("outputs", "given"), [
+        (("y",), None), (("y",), (np.ones(2), np.ones(2))), (("q", "r"), np.ones((2, 3))), (("q", "r"), (np.ones(2),) * 3)])
+    def test_another_number_of_results_than_outputs_is_an_error(self, outputs, given):
+        kind = type("Odd", (Function,), {"outputs": outputs, "forward": lambda self, x: given})
+        with pytest.raises(DefinitionError, match=r"odd: forward gave .*, and must give"):
+            kind()(Tensor([1.0, 2.0]))
+
 
 class TestSharedMethods:
     def test_are_computed_once_a_pass_and_only_if_needed(self):

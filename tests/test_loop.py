@@ -175,6 +175,17 @@ def test_clipping_holds_the_step_within_the_norm():
     assert change == pytest.approx(0.01, rel=1e-3)
 
 
+def test_clipping_looks_at_what_is_learned_alone():
+    """The first layer's gradient, which nobody clears, adds up meanwhile, and must not shrink the steps of the second."""
+    def head(freeze):
+        model = mlp()
+        model[0].requires_grad_(not freeze)
+        fit(model, loader(), None, optim.SGD({"w": model[1].w, "b": model[1].b}, lr=0.1), epochs=3, clip=0.5)
+        return model[1].w.data
+
+    np.testing.assert_array_equal(head(freeze=False), head(freeze=True))
+
+
 class TestCallbacks:
     def test_are_called_in_order(self):
         model, steps = mlp(), Steps()
@@ -293,6 +304,12 @@ class TestEvaluate:
         evaluate(model, TEST)
         assert model.training is training and all(child.training is training for child in model.children())
         assert all((before[name] == x).all() for name, x in model.state_dict().items())
+
+    def test_leaves_each_layer_in_its_own_mode(self):
+        model = full()
+        model[1].eval()
+        evaluate(model, TEST)
+        assert [layer.training for layer in model] == [True, False, True, True, True]
 
     def test_leaves_it_as_it_was_after_an_error_too(self):
         model = full()

@@ -101,12 +101,17 @@ class TestAssigningData:
             x.data = np.zeros((2, 3), int)
 
     def test_takes_numbers_lists_and_tensors(self, x):
+        x = x.detach()
         x.data = [[1, 2, 3]]
         assert (x.shape, x.dtype) == ((1, 3), np.float32)
         x.data = 5
         assert x.shape == ()
         x.data = Tensor([1.0, 2.0])
         assert x.shape == (2,)
+
+    def test_keeps_the_shape_of_a_leaf_that_requires_a_gradient(self, x):
+        with pytest.raises(ShapeError, match=r"has shape \(2, 3\), and keeps it; the array has \(3,\)"):
+            x.data = np.ones(3, np.float32)
 
     def test_leaves_numbers_on_the_device_of_the_tensor(self):
         t = on_strict(1, 2)

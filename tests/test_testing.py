@@ -112,6 +112,19 @@ class TestGradcheckFinds:
             gradcheck(lambda x: x.detach() * 2, [X])
 
 
+    def test_a_rule_that_writes_into_gy(self):
+        class Doubled(Function):
+            def forward(self, x):
+                return x * 2
+
+            def grad_x(self, gy):
+                gy *= 2
+                return gy
+
+        with pytest.raises(GradientError, match="a gradient rule wrote into the gy that it was given"):
+            gradcheck(Doubled(), [X])
+
+
 class TestGradcheckSays:
     def test_operation_argument_element_values_tolerance_and_seed(self):
         with pytest.raises(GradientError) as caught:

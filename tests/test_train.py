@@ -535,8 +535,7 @@ class TestProcess:
         words = ["--data", "digits", "--model", "mlp", "--epochs", "500", "--out", "my run"]
         running = subprocess.Popen([sys.executable, "-m", "minidl.train", *words], env=runs.environment(), stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE, text=True)
-        while not re.match(r" +2 ", running.stdout.readline()):         # the line of the second epoch
-            pass
+        assert any(re.match(r" +2 ", line) for line in running.stdout)          # the second epoch is done
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=30)
         assert running.returncode == 130 and err == ""

@@ -109,7 +109,7 @@ def conv2d(x: Any, w: Any, b: Any = None, stride: int | Pair = 1, padding: int |
     x: (N, C, H, W). w: (O, C / groups, KH, KW). b: (O,) or None. Gives (N, O, OH, OW), where
     OH = (H + 2 padding - dilation (KH - 1) - 1) // stride + 1. stride, padding, dilation: an int, or a pair (height, width).
     groups: channels and filters are cut into so many parts that do not see each other. activation: "relu", "tanh", "sigmoid" or None.
-    algorithm: how it is computed; None lets the shape decide, "im2col" is the textbook's way. ShapeError, DtypeError, ArgumentError
+    algorithm: how it is computed, by name; there is one so far, "im2col", the textbook's way. ShapeError, DtypeError, ArgumentError
     if something does not fit. LeCun et al., Proceedings of the IEEE, 1998.
 
     >>> x = np.array([[1, 1, 2, 0], [0, 2, 1, 3], [2, 0, 1, 2], [3, 2, 0, 1]], float).reshape(1, 1, 4, 4)

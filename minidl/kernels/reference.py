@@ -2,7 +2,7 @@
 
 Convolution is here as it is taught: lay out every patch of the image as a column (im2col), then multiply one matrix by another. The
 columns repeat each number of the image KH * KW times, so they are made and used in pieces that fit in a cache. Nothing here knows of
-gradients' rules or parameters; faster twins of the same names stand in cpu.py and cuda.py, and are tested against this file.
+gradients' rules or of parameters.
 """
 
 from __future__ import annotations
@@ -34,17 +34,19 @@ def im2col(x: Array, window: Window) -> Array:
     product an image: w.reshape(O, -1) @ columns. Overlapping patches repeat their numbers: the buffer is about KH * KW / (SH * SW)
     times the size of x. Chellapilla, Puri and Simard, 2006.
 
-        x:  1 2 3      2x2 patches, left to right, top to bottom
-            4 5 6  ->    1 2 4 5      each row here is one row of `columns`:
-            7 8 9        2 3 5 6      the same corner of every patch
-                         4 5 7 8
-                         5 6 8 9
+        x:  1 2 3 4      the six 2x2 patches, a column each, left to right and top to bottom
+            5 6 7 8  ->    1  2  3  5  6  7      a row holds the same corner of every patch:
+            9 . . .        2  3  4  6  7  8      here the upper right one
+                           5  6  7  9 10 11
+                           6  7  8 10 11 12
 
-    >>> im2col(np.arange(1, 10).reshape(1, 1, 3, 3), Window((2, 2)))[0]
-    array([[1, 2, 4, 5],
-           [2, 3, 5, 6],
-           [4, 5, 7, 8],
-           [5, 6, 8, 9]])
+    A convolution of many images goes through this a piece at a time: see conv2d, below, and columns_of.
+
+    >>> im2col(np.arange(1, 13).reshape(1, 1, 3, 4), Window((2, 2)))[0]
+    array([[ 1,  2,  3,  5,  6,  7],
+           [ 2,  3,  4,  6,  7,  8],
+           [ 5,  6,  7,  9, 10, 11],
+           [ 6,  7,  8, 10, 11, 12]])
     """
     patches = patches_of(x, window)
     n, c, kh, kw, oh, ow = patches.shape
@@ -170,13 +172,14 @@ def max_pool2d(x: Array, window: Window) -> tuple[Array, Array]:
     """The largest number under the window at every position, and which one it was.
 
     x: (N, C, H, W). Gives y (N, C, OH, OW), and its number under the window, row by row, as small integers of the same shape. The
-    first of equal ones is chosen; a NaN wins. Padding never does.
+    first of equal ones is chosen; a NaN wins. Padding never does, not even over -infinity.
     """
     xp = backend.of(x)
     size = x.shape[2:]
     x = with_padding(x, window, -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min)
     y = x[(..., *window.under((0, 0), size))]
-    place = xp.zeros(y.shape, "uint8" if math.prod(window.kernel) <= 256 else "int32")
+    place = xp.empty(y.shape, "uint8" if math.prod(window.kernel) <= 256 else "int32")
+    place[...] = xp.asarray(np.array(window.first_inside(size), place.dtype)) if any(window.padding) else 0
     for k, offset in enumerate(window.offsets()):
         larger = xp.maximum(y, x[(..., *window.under(offset, size))])
         xp.copyto(place, k, where=(larger != y) & (y == y))       # a NaN, once found, keeps its place

@@ -65,6 +65,17 @@ class Window:
             for j in range(self.kernel[1]):
                 yield i * self.dilation[0], j * self.dilation[1]
 
+    def first_inside(self, size: Pair) -> list[list[int]]:
+        """(OH, OW): at each position, which number under the window is the first in the image and not in its padding; 0 if none is."""
+        rows, columns = self._first_inside(0, size[0]), self._first_inside(1, size[1])
+        return [[0 if row is None or column is None else row * self.kernel[1] + column for column in columns] for row in rows]
+
+    def _first_inside(self, axis: int, length: int) -> list[int | None]:
+        starts = [i * self.stride[axis] - self.padding[axis] for i in range(self._positions(axis, length))]
+        firsts = [max(-(start // self.dilation[axis]), 0) for start in starts]
+        return [first if first < self.kernel[axis] and start + first * self.dilation[axis] < length else None
+                for start, first in zip(starts, firsts)]
+
     def under(self, offset: Pair, size: Pair) -> tuple[slice, slice]:
         """Rows and columns of the padded image that lie under one number of the window, over all its positions."""
         height, width = self.out(size)

@@ -32,7 +32,7 @@ from minidl.tensor import Handle, Tensor
 class Parameter(Tensor):
     """A Tensor that a Module learns: it requires a gradient unless it is frozen.
 
-    x: an array of floats, which is shared and not copied. requires_grad: False for one that is frozen from the start.
+    x: an array of floats, shared and not copied: optimizers write into it. requires_grad: False for one that is frozen from the start.
 
     >>> Parameter(np.zeros(2))
     Parameter([0., 0.], dtype=float64, requires_grad=True)
@@ -75,7 +75,7 @@ class Module:
         object.__setattr__(self, name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run `forward`, then the forward hooks. Errors, pictures and profiles meanwhile know that this layer is running."""
+        """Run `forward`, then the forward hooks. Errors and the graph meanwhile know that this layer is running."""
         token = running.set((self, running.get()))
         try:
             y = self.forward(*args, **kwargs)

@@ -186,13 +186,16 @@ def _pieces(w: Array, g: Array, state: State) -> Iterator[tuple[Array, Array, St
 def parameters_of(caller: str, model: Any) -> dict[str, Tensor]:
     """The leaves of a Module or a dictionary, by path. ArgumentError if there are none, GraphError for one that is no leaf."""
     if not isinstance(model, Module | Mapping):
-        raise ArgumentError(f"{caller}: a {type(model).__name__} is no model", hint="Give a Module, or a dictionary of Parameters by path.")
+        raise ArgumentError(f"{caller}: a {type(model).__name__} is no model",
+                            hint="Give the model itself, or a dictionary of Parameters by path.")
     parameters: dict[str, Tensor] = dict(model.named_parameters() if isinstance(model, Module) else model)
     if not parameters:
         raise ArgumentError(f"{caller}: the model has no parameters", hint="Are its layers attributes, or in lists or dicts that are?")
     for path, p in parameters.items():
         if not isinstance(p, Tensor) or not p.is_leaf:
             raise GraphError(f"{caller}: {path} is a {type(p).__name__} and no leaf", hint="Give Parameters, not results of operations.")
+        if not getattr(getattr(p.data, "flags", None), "writeable", True):
+            raise ArgumentError(f"{caller}: the array of {path} cannot be written to", hint="Give the parameter a copy: array.copy().")
     if len({id(p) for p in parameters.values()}) < len(parameters):
         raise ArgumentError(f"{caller}: one parameter comes under two paths, and would be updated twice", paths=", ".join(parameters))
     return parameters

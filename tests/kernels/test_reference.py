@@ -151,6 +151,13 @@ class TestPooling:
         _, place = reference.max_pool2d(x, Window(kernel))
         assert place.dtype == dtype and place.item() == math.prod(kernel) - 1
 
+    def test_padding_is_not_chosen_even_over_minus_infinity(self):
+        x = np.full((1, 1, 2, 2), -np.inf)
+        window = Window((2, 2), padding=(1, 1))
+        _, place = reference.max_pool2d(x, window)
+        returned = reference.max_pool2d_scatter(np.ones(place.shape), place, (2, 2), window)
+        assert returned.sum() == place.size
+
     def test_a_nan_is_the_largest(self):
         x = np.array([[[[5, np.nan], [np.nan, 7]]]])
         y, place = reference.max_pool2d(x, Window((2, 2)))

@@ -334,3 +334,10 @@ class TestRegistry:
         backward(net)
         with pytest.raises(DefinitionError, match="Optimizer has no update"):
             optim.Optimizer(net, lr=0.1).step()
+
+
+def test_an_array_that_cannot_be_written_to_is_refused_at_once():
+    w = np.ones(2, np.float32)
+    w.flags.writeable = False
+    with pytest.raises(ArgumentError, match="the array of w cannot be written to"):
+        optim.SGD({"w": nn.Parameter(w)}, lr=0.1)
