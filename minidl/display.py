@@ -51,7 +51,7 @@ class Display(Callback):
         """The plan, then the head of the epochs' lines, and those that are done already."""
         self.began, self.began_at = time.perf_counter(), run.step
         self.show_plan()
-        if not run.finished:
+        if not run.finished or run.history:
             self.line([above for above, _, _ in HEADS], "bold")
             self.line([head for _, head, _ in HEADS], "bold")
         for metrics in run.history:

@@ -16,7 +16,7 @@ from minidl import backend
 from minidl import functions as F
 from minidl.autograd import no_grad
 from minidl.data import Normalise
-from minidl.data.images import read_image
+from minidl.data.images import border, read_image
 from minidl.display import errors_told, make_console, percent, tell
 from minidl.errors import ConfigError, DataError
 from minidl.loop import to_model
@@ -67,7 +67,12 @@ def main(
         for image in images:
             try:
                 x = read_image(image, shape)
-                readable.append((image, 1 - x if invert else x))
+                x = 1 - x if invert else x
+                readable.append((image, x))
+                if abs(border(x) - config.get("ground", border(x))) > 0.5:
+                    learned = "light on dark" if config["ground"] < 0.5 else "dark on light"
+                    make_console(stderr=True).print(f"{image} is not {learned}, as the images were that this model has learned: try it "
+                                                    f"{'without' if invert else 'with'} --invert.", highlight=False, soft_wrap=True)
             except DataError as error:
                 tell(error)
         for start in range(0, len(readable), TOGETHER):

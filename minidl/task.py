@@ -21,6 +21,7 @@ import numpy as np
 from minidl import backend, data, models, optim
 from minidl.data import Dataset, Loader, Normalise
 from minidl.data.catalogue import CLASSES
+from minidl.data.images import border
 from minidl.errors import ConfigError, nearest
 from minidl.loop import Objective, classification, reconstruction
 from minidl.nn import Module
@@ -129,7 +130,9 @@ class Task:
             if kept[name] is not None and kept[name] not in CLASSES:            # a place: the run may be resumed from another folder
                 kept[name] = os.path.abspath(os.path.expanduser(kept[name]))
         numbers = self.normalise and {name: np.ravel(getattr(self.normalise, name)).tolist() for name in ("mean", "std")}
-        return {"options": kept, "classes": list(self.train.classes), "input_shape": list(self.train.shape), "normalise": numbers}
+        ground = border(self.train[:1000][0]) if len(self.train.shape) == 3 else None       # predict tells if an image is on another
+        return {"options": kept, "classes": list(self.train.classes), "input_shape": list(self.train.shape), "normalise": numbers,
+                "ground": ground}
 
 
 def make_task(options: SimpleNamespace, config: dict[str, Any] | None = None) -> Task:

@@ -80,6 +80,8 @@ def run(options: SimpleNamespace, task: Task, config: dict[str, Any] | None) -> 
             display.stop()
             if new and not (signals.begun and signals.run.step):
                 record.discard()                    # nothing was learned
+            elif record.saved_at == 0 and isinstance(error, NumericsError):
+                error.add_note(f"Nothing was learned before it. Start again, for example with --lr {options.lr / 10:g}.")
             elif record.saved_at is not None:
                 retry = ("--lr", f"{options.lr / 10:g}") if isinstance(error, NumericsError) else ()
                 error.add_note(f"The last good checkpoint is of step {record.saved_at:,}. To go on from there:\n"

@@ -73,6 +73,14 @@ class TestPredict:
         assert (probabilities.argmax(axis=1) == train.y).mean() == evaluate(model, normalised)[1]
         assert not model.training
 
+    def test_ink_on_paper_is_told_where_light_on_dark_was_learned(self, run, capsys):
+        with image.open("2.png") as picture:
+            image.fromarray(255 - np.asarray(picture)).save("paper.png")
+        _, plain, said = predicted(capsys, "run", "paper.png")
+        assert "paper.png is not light on dark, as the images were that this model has learned: try it with --invert" in said
+        _, inverted, said = predicted(capsys, "run", "paper.png", "--invert")
+        assert inverted[0][1] == "2" and not said
+
     def test_of_many_images_is_that_of_each(self, run, capsys, monkeypatch):
         together = predicted(capsys, "run", "0.png", "1.png", "2.png")
         monkeypatch.setattr(predict, "TOGETHER", 2)

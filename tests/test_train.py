@@ -151,7 +151,9 @@ class TestResume:
         before = last_checkpoint(place / "out"), metrics(place / "out")
         capsys.readouterr()
         assert train("--resume", "out") == 0
-        assert re.search(r"has finished its 2 epochs. To train on: .*--resume out --epochs 4", capsys.readouterr().out)
+        said = capsys.readouterr().out
+        assert re.search(r"has finished its 2 epochs. To train on: .*--resume out --epochs 4", said)
+        assert "images/s" in said                              # its epochs stand under their heads
         assert (last_checkpoint(place / "out"), metrics(place / "out")) == before
 
     def test_with_more_epochs_stretches_the_schedule_and_is_remembered(self, place, capsys):
@@ -285,6 +287,7 @@ class TestALossThatIsNotFinite:
         assert train(*SMALL, "--lr", 1e20, "--epochs", 3, "--out", "out") == 1
         error = capsys.readouterr().err
         assert re.match(r"Error: fit: the loss is (nan|inf) at step [23] ", error) and "Warning" not in error
+        assert "Nothing was learned before it. Start again, for example with --lr 1e+19." in error
         assert steps(place / "out") == [0] and metrics(place / "out") == []
 
     def test_weights_that_are_not_finite_are_never_written(self, place, capsys):

@@ -68,6 +68,11 @@ def read_bytes(path: str | os.PathLike[str], channels: int = 0, size: tuple[int,
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
+def border(x: np.ndarray) -> float:
+    """The mean of the outermost pixels of images (..., H, W): how light the ground is that things are drawn on."""
+    return float(np.mean([x[..., 0, :].mean(), x[..., -1, :].mean(), x[..., :, 0].mean(), x[..., :, -1].mean()]))
+
+
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Image]:
     """A file opened by Pillow; whatever goes wrong inside the `with` is a DataError that names the file."""
