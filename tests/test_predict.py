@@ -76,7 +76,7 @@ class TestPredict:
     def test_ink_on_paper_is_told_where_light_on_dark_was_learned(self, run, capsys):
         with image.open("2.png") as picture:
             image.fromarray(255 - np.asarray(picture)).save("paper.png")
-        _, plain, said = predicted(capsys, "run", "paper.png")
+        _, _, said = predicted(capsys, "run", "paper.png")
         assert "paper.png is not light on dark, as the images were that this model has learned: try it with --invert" in said
         _, inverted, said = predicted(capsys, "run", "paper.png", "--invert")
         assert inverted[0][1] == "2" and not said
