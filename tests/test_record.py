@@ -164,11 +164,11 @@ class TestCommand:
         assert command("train", "--resume", "my run").endswith("-m minidl.train --resume 'my run'")
 
     def test_names_the_python_that_runs_now(self, monkeypatch, tmp_path):
+        monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(record.shutil, "which", lambda name: None)
         assert command("train").startswith(sys.executable)
         monkeypatch.setattr(record.shutil, "which", lambda name: sys.executable if name == "python3" else None)
         assert command("train") == "python3 -m minidl.train"
         monkeypatch.setattr(record.shutil, "which", lambda name: None)
         monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
-        monkeypatch.chdir(tmp_path)
         assert command("train") == ".venv/bin/python -m minidl.train"
