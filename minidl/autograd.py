@@ -17,8 +17,9 @@ from minidl.backend import Array
 from minidl.errors import ArgumentError, DeviceError, GraphError, ShapeError
 from minidl.graph import Function, Node
 from minidl.modes import switched
-from minidl.tensor import Tensor, make, watched
+from minidl.tensor import Tensor, make
 from minidl.walk import Edge, Observer, Walk, reached
+from minidl.watchers import watched
 
 __all__ = ["Function", "Node", "Observer", "backward", "check_numerics", "check_saved", "grad", "hvp", "no_grad", "observe"]
 

@@ -43,7 +43,8 @@ from minidl.errors import (
     running,
 )
 from minidl.modes import Mode, check_finite, checksum, line_of_caller, mode
-from minidl.tensor import Tensor, Watchers, make
+from minidl.tensor import Tensor, make
+from minidl.watchers import Watchers
 
 PASSING = frozenset({*backend.SCALARS, type(None)})     # arguments that have no device and go through as they are
 

@@ -10,49 +10,19 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakValueDictionary, ref
+from weakref import ref
 
 import numpy as np
 
 from minidl import backend
 from minidl.backend import Array
 from minidl.errors import ArgumentError, DeviceError, DtypeError, GraphError, ShapeError
+from minidl.watchers import Handle, Watchers, watched
 
 if TYPE_CHECKING:
     from minidl.graph import Node
 
 Self = TypeVar("Self", bound="Tensor")
-
-# Leaves that have had a gradient-ready hook or an observer, by id. Only while there are any does a backward pass look for them.
-watched: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
-
-
-class Watchers:
-    """Who wants to know of a Tensor's gradient. Most Tensors have none of these, and then not even this object."""
-
-    __slots__ = ("hooks", "observers", "ready", "retain")
-
-    def __init__(self) -> None:
-        self.hooks: list[Callable] = []                 # hook(grad), may give another gradient
-        self.ready: list[Callable] = []                 # hook(tensor), once its .grad is final
-        self.observers: list[Any] = []                  # see walk.Observer
-        self.retain: ref[Tensor] | None = None          # an inner Tensor whose .grad is wanted
-
-
-class Handle:
-    """What registering gives back: `remove()` takes the hook or observer out again."""
-
-    def __init__(self, entries: list[Any], entry: Any):
-        self._entries, self._entry = entries, entry
-        self._there = True
-
-    def remove(self) -> None:
-        """Take it out; doing so twice is no error. The same hook registered twice has two Handles."""
-        place = next((k for k, entry in enumerate(self._entries) if entry is self._entry), None)
-        if self._there and place is not None:
-            del self._entries[place]
-        self._there = False
-
 
 class Tensor:
     """An array that operations are recorded on.

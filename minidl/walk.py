@@ -20,7 +20,8 @@ from minidl.backend import Array
 from minidl.errors import DefinitionError, ShapeError
 from minidl.graph import PASSING, Node, Plan, freed
 from minidl.modes import check_finite, mode, switched
-from minidl.tensor import Tensor, make, watched
+from minidl.tensor import Tensor, make
+from minidl.watchers import watched
 
 Edge = Any          # a leaf Tensor, or (Node, number of its output)
 

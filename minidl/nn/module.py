@@ -26,7 +26,8 @@ from minidl.backend import Array
 from minidl.errors import DefinitionError, running
 from minidl.nn.init import float_type
 from minidl.nn.state import like, matched, snapshot
-from minidl.tensor import Handle, Tensor
+from minidl.tensor import Tensor
+from minidl.watchers import Handle
 
 
 class Parameter(Tensor):
