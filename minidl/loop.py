@@ -126,7 +126,7 @@ def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int 
             started = time.perf_counter()
             if run.stop:
                 break
-        if run.minibatch == len(run.loader):
+        if run.minibatch >= len(run.loader):
             end_epoch(run, test, objective, callbacks)
     for callback in callbacks:
         callback.end(run)

@@ -9,7 +9,6 @@ import runs
 import typer
 
 from minidl import data, predict
-from minidl.loop import evaluate
 from minidl.train import app as train_app
 
 image = pytest.importorskip("PIL.Image", reason="Pillow reads images")
@@ -66,11 +65,12 @@ class TestPredict:
 
     def test_is_what_the_run_s_own_test_says(self, run):
         model, config = predict.load_run(run)
-        train, _ = data.load("digits.npz")
-        probabilities = predict.predict(model, config, train[:][0])
+        _, test = data.load("digits.npz")
+        probabilities = predict.predict(model, config, test[:][0])
         np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
-        normalised = data.Loader(train, shuffle=False, transform=data.Normalise(**config["normalise"]))
-        assert (probabilities.argmax(axis=1) == train.y).mean() == evaluate(model, normalised)[1]
+        last = runs.metrics(run)[-1]
+        assert (probabilities.argmax(axis=1) == test.y).mean() == last["test_accuracy"]
+        assert -np.log(probabilities[np.arange(20), test.y]).mean() == pytest.approx(last["test_loss"], rel=1e-5)
         assert not model.training
 
     def test_ink_on_paper_is_told_where_light_on_dark_was_learned(self, run, capsys):

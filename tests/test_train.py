@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -237,6 +238,19 @@ class TestWeights:
 
         save_file({"1.w": np.ones((64, 10), np.float32), "1.b": np.zeros(10, np.float32)}, "w.safetensors")
         assert train("--data", "digits.npz", "--model", "nets:only_the_shape", "--weights", "w.safetensors", "--epochs", 1) == 0
+
+    def test_are_not_needed_again_once_the_run_has_begun(self, place):
+        train(*SMALL, "--epochs", 1, "--out", "old")
+        train(*SMALL, "--epochs", 1, "--out", "new", "--weights", "old")
+        shutil.rmtree("old")
+        assert train("--resume", "new", "--epochs", 2) == 0
+
+    def test_are_taken_again_if_it_has_not(self, place):
+        train(*SMALL, "--epochs", 1, "--out", "old")
+        train(*SMALL, "--epochs", 1, "--out", "new", "--weights", "old")
+        end = last_checkpoint(place / "new")
+        shutil.rmtree("new/checkpoint")
+        assert train("--resume", "new") == 0 and last_checkpoint(place / "new") == end
 
     @pytest.mark.parametrize("make, says", [
         (lambda file: None, "there is no file w"), (lambda file: file.write_bytes(b"x"), "w cannot be read"),
@@ -562,6 +576,8 @@ class TestProcess:
     def test_errors_go_to_stderr_without_a_traceback_and_faults_with_one(self, place):
         ended = process("train", "--data", "none.npz")
         assert (ended.returncode, ended.stdout) == (1, "") and ended.stderr.startswith("Error: ") and "Traceback" not in ended.stderr
+        ended = process("train", *SMALL, "--lr", 1e20)
+        assert ended.returncode == 1 and ended.stderr.startswith("Error: fit: the loss is ") and "Warning" not in ended.stderr
         ended = process("train", "--no-such-option")
         assert (ended.returncode, ended.stdout) == (2, "") and "No such option" in ended.stderr
         ended = process("train", "--data", "digits.npz", "--model", "nets:Broken", "--epochs", 1)
