@@ -7,6 +7,8 @@ and ends with a table. How errors of a command look is here too. Nothing is comp
 from __future__ import annotations
 
 import contextlib
+import io
+import sys
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
@@ -155,6 +157,9 @@ def errors_told() -> Iterator[None]:
 
     Ctrl-C ends it with status 130. Any other error is a fault in a program, and shows where.
     """
+    for stream in (sys.stdout, sys.stderr):         # a name that the terminal cannot show is no reason to end a run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         yield
     except MinidlError as error:

@@ -50,7 +50,7 @@ def predict(model: Module, config: dict[str, Any], images: np.ndarray) -> np.nda
 
 def main(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files; they are made to fit the model.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files; they are made to fit the model.")],
     top: Annotated[int, typer.Option(min=1, metavar="N", help="How many classes to name.")] = 3,
     invert: Annotated[bool, typer.Option("--invert", help="Dark on light becomes light on dark, as digits were learned.")] = False,
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda:0, ...")] = "cpu",

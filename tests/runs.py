@@ -119,8 +119,8 @@ def environment():
 
 def process(module, *words, **options):
     """Type a command in a process of its own, which is given back when it has ended."""
-    return subprocess.run([sys.executable, "-m", f"minidl.{module}", *map(str, words)], env=environment(), capture_output=True, text=True,
-                          timeout=60, **options)
+    return subprocess.run([sys.executable, "-m", f"minidl.{module}", *map(str, words)], capture_output=True, text=True, timeout=60,
+                          **{"env": environment(), **options})
 
 
 def metrics(folder):

@@ -573,6 +573,11 @@ class TestProcess:
         assert ended.stderr == "" and "\x1b" not in ended.stdout and "\r" not in ended.stdout
         assert "1 x 8 x 8 numbers each" in ended.stdout and "results: runs/digits-mlp" in ended.stdout
 
+    def test_a_name_that_the_terminal_cannot_show_does_not_end_the_run(self, place):
+        ascii_only = runs.environment() | {"PYTHONIOENCODING": "ascii"}
+        ended = process("train", *SMALL, "--epochs", 1, "--out", "Übung", env=ascii_only)
+        assert ended.returncode == 0 and "results: ?bung" in ended.stdout
+
     def test_errors_go_to_stderr_without_a_traceback_and_faults_with_one(self, place):
         ended = process("train", "--data", "none.npz")
         assert (ended.returncode, ended.stdout) == (1, "") and ended.stderr.startswith("Error: ") and "Traceback" not in ended.stderr
