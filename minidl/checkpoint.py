@@ -3,7 +3,7 @@
 A checkpoint is a safetensors file: the arrays by name, and everything else as JSON in its metadata, with a checksum over both. It is
 written under a temporary name, flushed to the disk, and renamed into place; the folder is flushed too. So what stands under the right
 name is always complete, and a byte that the disk lost later is noticed. What goes into a checkpoint is decided by whoever calls
-(loop.py, record.py); how arrays lie in memory comes back as it was, because bits depend on it.
+(run.py, record.py); how arrays lie in memory comes back as it was, because bits depend on it.
 """
 
 from __future__ import annotations
