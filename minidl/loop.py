@@ -111,7 +111,7 @@ def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int 
                 total += finite(loss.item(), run) * weight
                 loss.backward(weight)                                           # Steps 5 and 6: its gradient at the outputs, and
                 if objective.right is not None:                                 # from there backward to the gradient of every W.
-                    run.right += objective.right(outputs.data, part_y)
+                    run.right += int(objective.right(outputs.data, part_y))
             if clip is not None:
                 optim.clip_grad_norm(optimizer.parameters, clip)
             optimizer.step()                                                    # Step 7: update W, a step down the gradient.
@@ -169,7 +169,7 @@ def evaluate(model: Module, data: Any, objective: Objective | None = None) -> tu
             outputs = model(x)
             outputs = outputs if isinstance(outputs, Tensor) else Tensor(outputs)
             loss += float(objective.loss(outputs, x, y)) * len(x)
-            right += 0 if objective.right is None else objective.right(outputs.data, y)
+            right += 0 if objective.right is None else int(objective.right(outputs.data, y))
             seen += len(x)
     finally:
         for module, training in modes:

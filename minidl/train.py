@@ -48,7 +48,7 @@ def train(options: SimpleNamespace) -> int:
 
 def only_test(options: SimpleNamespace, task: Task) -> int:
     """`--eval-only`: the loss and accuracy of weights on the test data."""
-    file, weights = weights_of(options.weights or options.resume)
+    file, weights = weights_of(options.resume or options.weights)
     task.model.load_state_dict(weights)
     display = Display([*task.plan, ("weights", str(file)), *task.notes])
     display.show_plan()
@@ -163,7 +163,7 @@ class StopOnSignal(Callback):
 
     def __exit__(self, *error: Any) -> None:
         for which, handler in self.before.items():
-            signal.signal(which, handler)
+            signal.signal(which, signal.SIG_DFL if handler is None else handler)        # None: it was not Python that set it
 
     def received(self, number: int, frame: Any) -> None:
         """The signal handler."""

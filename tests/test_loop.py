@@ -1,6 +1,7 @@
 """The loop does the seven steps and nothing else, and goes on from anywhere to the bit."""
 
 import inspect
+import json
 import math
 
 import numpy as np
@@ -132,6 +133,16 @@ class TestFit:
         train = Loader((X, X @ np.ones((6, 1), np.float32)), batch_size=6)
         history = fit(model, train, None, optim.SGD(model, 0.1), 30, objective=squares)
         assert history[-1]["train_loss"] < 0.01
+
+    def test_what_is_right_may_be_counted_by_numpy(self):
+        class State(Callback):
+            def step(self, run, loss):
+                json.dumps(run.state()[1])
+
+        model = mlp()
+        even = Objective(classification().loss, lambda outputs, y: (y % 2 == 0).sum())
+        metrics, = fit(model, (X, Y), TEST, optim.SGD(model, 0.1), callbacks=[State()], objective=even)
+        assert metrics["train_accuracy"] == (Y % 2 == 0).mean() and json.dumps(metrics)
 
     def test_label_smoothing_is_in_the_loss(self):
         model = mlp()

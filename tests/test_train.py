@@ -281,6 +281,13 @@ class TestEvalOnly:
             assert expected in capsys.readouterr().out
         assert [path.name for path in place.iterdir() if path.name in ("runs", "out")] == ["out"]
 
+    def test_takes_what_the_run_has_learned_not_what_it_started_from(self, place, capsys):
+        train(*SMALL, "--epochs", 1, "--out", "old")
+        train(*SMALL, "--epochs", 3, "--out", "new", "--weights", "old")
+        capsys.readouterr()
+        assert train("--eval-only", "--resume", "new") == 0
+        assert "new/checkpoint/step-000000012.safetensors" in capsys.readouterr().out
+
     def test_says_if_it_could_not_take_the_newest(self, place, capsys):
         train(*SMALL, "--epochs", 2, "--out", "out")
         os.truncate(place / "out" / "checkpoint" / "step-000000008.safetensors", 9)
