@@ -12,8 +12,8 @@ import minidl
 ROOT = Path(minidl.__file__).parent
 
 # From the top down. A name is a file or a folder of minidl/; a file may import from its own folder and from the lines above it.
-FLOORS = ["errors", "backend", "profiler", "kernels", "watchers", "tensor", "modes", "graph", "walk", "autograd", "functions", "nn",
-          "models", "data", "optim", "parallel", "checkpoint", "pictures", "report", "testing", "run", "loop", "record", "display",
+FLOORS = ["errors", "names", "backend", "profiler", "kernels", "watchers", "tensor", "modes", "graph", "walk", "autograd", "functions",
+          "nn", "models", "data", "optim", "parallel", "checkpoint", "pictures", "report", "testing", "run", "loop", "record", "display",
           "config", "task", "train", "predict", "launch"]
 COMMANDS = ("train", "predict", "launch")
 

@@ -7,13 +7,14 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from minidl.errors import ArgumentError, DefinitionError, nearest
+from minidl.errors import ArgumentError
+from minidl.names import Names
 from minidl.nn.init import Source
 from minidl.nn.module import Module
 
 Build = TypeVar("Build", bound=Callable[..., Module])
 
-_models: dict[str, Callable[..., Module]] = {}
+_models = Names("models", "a", "model")
 
 
 def register(name: str) -> Callable[[Build], Build]:
@@ -21,17 +22,12 @@ def register(name: str) -> Callable[[Build], Build]:
 
     It is called with `input_shape`, `generator`, with `classes` if it has such an argument, and with the options that are its own.
     """
-    def remember(build: Build) -> Build:
-        if name in _models and _models[name] is not build:
-            raise DefinitionError(f"models.register: there is a model {name!r} already", hint="Choose another name.")
-        _models[name] = build
-        return build
-    return remember
+    return _models.register(name)
 
 
 def names() -> list[str]:
     """The names that `create` knows, in alphabetical order."""
-    return sorted(_models)
+    return sorted(_models.known)
 
 
 def create(name: str, *, input_shape: tuple[int, ...], classes: int | None = None, generator: Source = None, **options: Any) -> Module:
@@ -46,20 +42,15 @@ def create(name: str, *, input_shape: tuple[int, ...], classes: int | None = Non
     >>> model(np.zeros((32, 1, 8, 8), np.float32)).shape
     (32, 10)
     """
-    if name not in _models:
-        raise ArgumentError(f"models.create: there is no model {name!r}{nearest(name, names())}", hint=f"There are {', '.join(names())}.")
-    takes = inspect.signature(_models[name]).parameters
-    own = [option for option in takes if option not in ("input_shape", "classes", "generator")]
-    for option in options:
-        if option not in own:
-            raise ArgumentError(f"models.create: the model {name} has no option {option!r}{nearest(option, own)}",
-                                hint=f"Its options are {', '.join(own)}." if own else "It has none.")
+    build = _models.find(name)
+    takes = inspect.signature(build).parameters
+    _models.check_options(name, options, [option for option in takes if option not in ("input_shape", "classes", "generator")])
     if "classes" in takes:
         if classes is None:
             raise ArgumentError(f"models.create: {name} is a classifier and must be told how many classes there are",
                                 hint="Give classes=10, for ten kinds of images.")
         options["classes"] = classes
-    return _models[name](input_shape=input_shape, generator=generator, **options)
+    return build(input_shape=input_shape, generator=generator, **options)
 
 
 def size_of(model: str, input_shape: Any) -> int:

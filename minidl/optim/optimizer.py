@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from minidl import backend
 from minidl.backend import Array
 from minidl.errors import ArgumentError, DefinitionError, GraphError, nearest
+from minidl.names import Names
 from minidl.nn.module import Module
 from minidl.nn.options import number
 from minidl.nn.state import like, matched, snapshot
@@ -209,22 +210,17 @@ def check_numbers(caller: str, **options: tuple[Any, float, float]) -> None:
 
 # By name
 
-_kinds: dict[str, type[Optimizer]] = {}
+_kinds = Names("optim", "an", "optimizer")
 
 
 def register(name: str) -> Callable[[Kind], Kind]:
     """Make a kind of optimizer known by a name: `@register("sgd")` over the class."""
-    def remember(kind: Kind) -> Kind:
-        if name in _kinds and _kinds[name] is not kind:
-            raise DefinitionError(f"optim.register: there is an optimizer {name!r} already", hint="Choose another name.")
-        _kinds[name] = kind
-        return kind
-    return remember
+    return _kinds.register(name)
 
 
 def names() -> list[str]:
     """The names that `create` knows, in alphabetical order."""
-    return sorted(_kinds)
+    return sorted(_kinds.known)
 
 
 def create(name: str, model: Parameters, **options: Any) -> Optimizer:
@@ -234,11 +230,6 @@ def create(name: str, model: Parameters, **options: Any) -> Optimizer:
     >>> optim.create("sgd", nn.Affine(2, 2), lr=0.1)
     SGD(2 parameters, lr=0.1, momentum=0.0, nesterov=False, weight_decay=0.0)
     """
-    if name not in _kinds:
-        raise ArgumentError(f"optim.create: there is no optimizer {name!r}{nearest(name, _kinds)}", hint=f"There are {', '.join(names())}.")
-    takes = [option for option in inspect.signature(_kinds[name]).parameters if option != "model"]
-    for option in options:
-        if option not in takes:
-            raise ArgumentError(f"optim.create: {name} has no option {option!r}{nearest(option, takes)}",
-                                hint=f"Its options are {', '.join(takes)}.")
-    return _kinds[name](model, **options)
+    kind = _kinds.find(name)
+    _kinds.check_options(name, options, [option for option in inspect.signature(kind).parameters if option != "model"])
+    return kind(model, **options)

@@ -157,7 +157,7 @@ class TestRegistry:
             models.create("cnn", input_shape=(1, 8, 8), classes=0)
 
     def test_own_models_can_be_registered(self, monkeypatch):
-        monkeypatch.setattr(registry, "_models", dict(registry._models))
+        monkeypatch.setattr(registry._models, "known", dict(registry._models.known))
 
         @models.register("tiny")
         def tiny(input_shape, generator, width=2):

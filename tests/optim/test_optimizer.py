@@ -313,7 +313,7 @@ class TestRegistry:
             optim.create("sgd", model(), lr=0.1, momentun=0.9)
 
     def test_an_own_optimizer_is_two_methods(self, monkeypatch):
-        monkeypatch.setattr(module, "_kinds", dict(module._kinds))
+        monkeypatch.setattr(module._kinds, "known", dict(module._kinds.known))
 
         @optim.register("sign")
         class Sign(optim.Optimizer):
