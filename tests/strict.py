@@ -228,7 +228,7 @@ class Module:
         return Module(full + ".") if any(known.startswith(full + ".") for known in PARTS) else _find(full)
 
 
-PARTS = ("linalg.", "lib.", "lib.stride_tricks.")
+PARTS = ("fft.", "linalg.", "lib.", "lib.stride_tricks.")
 
 for _name, _arguments in NAMES.items():
     _of, _, _short = _name.partition(".")

@@ -4,12 +4,12 @@ reference.py is the page to read. Operations call kernels by their names here, s
 """
 
 from minidl.kernels.reference import (
+    ALGORITHMS,
     col2im,
     conv2d,
     conv2d_input,
+    conv2d_patch_moments,
     conv2d_weights,
-    dropout_mask,
-    erf,
     im2col,
     max_pool2d,
     max_pool2d_gather,
@@ -17,9 +17,11 @@ from minidl.kernels.reference import (
     sum_pool2d,
     sum_pool2d_spread,
 )
+from minidl.kernels.reference_layers import activation, dropout_mask, erf, matmul
 from minidl.kernels.window import Pair, Window, pair
 
 __all__ = [
-    "Pair", "Window", "col2im", "conv2d", "conv2d_input", "conv2d_weights", "dropout_mask", "erf", "im2col", "max_pool2d",
-    "max_pool2d_gather", "max_pool2d_scatter", "pair", "sum_pool2d", "sum_pool2d_spread",
+    "ALGORITHMS", "Pair", "Window", "activation", "col2im", "conv2d", "conv2d_input", "conv2d_patch_moments", "conv2d_weights",
+    "dropout_mask", "erf", "im2col", "matmul", "max_pool2d", "max_pool2d_gather", "max_pool2d_scatter", "pair", "sum_pool2d",
+    "sum_pool2d_spread",
 ]

@@ -1,24 +1,29 @@
-"""The reference kernels: array in, array out, written to be read. They run on NumPy and on CuPy.
+"""The reference kernels for images: array in, array out, written to be read. They run on NumPy and on CuPy.
 
 Convolution is here as it is taught: lay out every patch of the image as a column (im2col), then multiply one matrix by another. The
-columns repeat each number of the image KH * KW times, so they are made and used in pieces that fit in a cache. Nothing here knows of
-gradients' rules or of parameters.
+columns repeat each number of the image KH * KW times, so they are made and used in pieces that fit in a cache. Pooling follows. The
+other way to convolve, by Fourier transforms, is in reference_fft.py, and what layers do beside is in reference_layers.py. Nothing here
+knows of gradients' rules or of parameters.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from minidl import backend
 from minidl.backend import Array
+from minidl.errors import ArgumentError
+from minidl.kernels import reference_fft as fft
+from minidl.kernels.reference_layers import activation as activated
 from minidl.kernels.window import Pair, Window
 
 PIECE = 2**18           # numbers in a piece of columns: 1 MB in float32
+
+# How a convolution can be computed. The first two are here, for every array; the others are compiled, and not for every shape.
+ALGORITHMS = ("im2col", "fft", "direct", "winograd")
 
 
 # Convolution
@@ -63,64 +68,114 @@ def col2im(columns: Array, size: Pair, window: Window) -> Array:
            [2., 4., 2.],
            [1., 2., 1.]])
     """
-    n = columns.shape[0]
-    image = backend.of(columns).zeros((n, columns.shape[1] // math.prod(window.kernel), *window.padded(size)), columns.dtype)
-    parts = columns.reshape(n, image.shape[1], math.prod(window.kernel), *window.out(size))
-    for k, offset in enumerate(window.offsets()):
-        image[(..., *window.under(offset, size))] += parts[:, :, k]
+    image = backend.of(columns).zeros((len(columns), columns.shape[1] // math.prod(window.kernel), *window.padded(size)), columns.dtype)
+    add_columns(image, columns, size, window, slice(0, window.out(size)[0]))
     return without_padding(image, size, window)
 
 
-def conv2d(x: Array, w: Array, window: Window, groups: int = 1) -> Array:
-    """Convolution: each filter times the patch under it, at every position.
+def conv2d(x: Array, w: Array, window: Window, groups: int = 1, b: Array | None = None, activation: str | None = None,
+           algorithm: str | None = None) -> Array:
+    """Convolution: each filter times the patch under it, at every position; then plus the bias, and through the activation.
 
-    x: (N, C, H, W). w: (O, C / groups, KH, KW); the channels are dealt out to the groups in order. Gives (N, O, OH, OW).
+    x: (N, C, H, W). w: (O, C / groups, KH, KW); the channels are dealt out to the groups in order. b: (O,). Gives (N, O, OH, OW).
     As everywhere in this field the filter is not flipped: y[i, j] = sum over a, b of w[a, b] x[i + a, j + b].
     """
-    xp = backend.of(x)
-    patches = patches_of(x, window)
+    out = window.out(x.shape[2:])
+    if by_fourier(algorithm):
+        y = fft.conv2d(with_padding(x, window), w, x.shape[2:], window, groups)
+        return finished(y, b, activation)
     filters = w.reshape(groups, w.shape[0] // groups, -1)
-    y = xp.empty((len(x), groups, filters.shape[1], *patches.shape[-2:]), x.dtype)
-    for images, rows in pieces(patches):
-        columns = columns_of(patches[images, ..., rows, :], groups)
-        part = y[images, ..., rows, :]
-        part[...] = (filters @ columns).reshape(part.shape)
-    return y.reshape(len(x), w.shape[0], *patches.shape[-2:])
+    patches = patches_of(x, window)
+    y = backend.of(x).empty((len(x), w.shape[0], *out), x.dtype)
+    for images, rows in pieces(len(x), math.prod(patches.shape[1:4]), out):
+        product = filters @ columns_of(patches[images, ..., rows, :], groups)
+        y[images, :, rows] = finished(product.reshape(len(product), w.shape[0], -1, out[1]), b, activation)
+    return y
 
 
-def conv2d_input(gy: Array, w: Array, size: Pair, window: Window, groups: int = 1) -> Array:
+def conv2d_input(gy: Array, w: Array, size: Pair, window: Window, groups: int = 1, b: Array | None = None,
+                 algorithm: str | None = None) -> Array:
     """The gradient of a convolution by its input: each output's gradient times the filter, added up where the patch was.
 
     gy: (N, O, OH, OW). w: (O, C / groups, KH, KW). size: (H, W) of the input. Gives (N, C, H, W).
+    b: (C,), added at the end: what is a gradient here is the output of a transposed convolution, which has a bias.
     """
     xp = backend.of(gy)
+    if by_fourier(algorithm):
+        return finished(without_padding(fft.conv2d_input(gy, w, size, window, groups), size, window), b)
     filters = w.reshape(groups, w.shape[0] // groups, -1).swapaxes(1, 2)
-    per_image = filters.shape[1] * groups * gy.shape[2] * gy.shape[3]
-    gx = xp.empty((len(gy), w.shape[1] * groups, *size), gy.dtype)
-    step = max(1, PIECE // max(per_image, 1))
-    for start in range(0, len(gy), step):
-        part = gy[start:start + step]
+    channels = w.shape[1] * groups
+    gx = xp.empty((len(gy), channels, *size), gy.dtype)
+    for images, rows in pieces(len(gy), channels * math.prod(window.kernel), gy.shape[2:]):
+        part = gy[images, :, rows]
         columns = filters @ part.reshape(len(part), groups, w.shape[0] // groups, -1)
-        gx[start:start + step] = col2im(columns.reshape(len(part), -1, columns.shape[-1]), size, window)
+        if rows.start == 0:
+            image = xp.zeros((len(part), channels, *window.padded(size)), gy.dtype)
+        add_columns(image, columns, size, window, rows)
+        if rows.stop == gy.shape[2]:
+            gx[images] = finished(without_padding(image, size, window), b)
     return gx
 
 
-def conv2d_weights(x: Array, gy: Array, window: Window, groups: int = 1) -> Array:
+def conv2d_weights(x: Array, gy: Array, window: Window, groups: int = 1, algorithm: str | None = None) -> Array:
     """The gradient of a convolution by its filters: every patch times the gradient of the output that it went into, summed.
 
     x: (N, C, H, W). gy: (N, O, OH, OW). Gives (O, C / groups, KH, KW).
     """
-    xp = backend.of(x)
+    if by_fourier(algorithm):
+        return fft.conv2d_weights(with_padding(x, window), gy, window, groups)
     patches = patches_of(x, window)
     n, o = gy.shape[:2]
     gys = gy.reshape(n, groups, o // groups, *gy.shape[2:])
-    gw = xp.zeros((groups, o // groups, x.shape[1] // groups * math.prod(window.kernel)), x.dtype)
-    for images, rows in pieces(patches):
-        columns = columns_of(patches[images, ..., rows, :], groups)
+    gw = backend.of(x).zeros((groups, o // groups, x.shape[1] // groups * math.prod(window.kernel)), x.dtype)
+    for images, rows in pieces(n, math.prod(patches.shape[1:4]), gy.shape[2:]):
         part = gys[images, ..., rows, :]
-        part = part.reshape(*part.shape[:3], -1)
-        gw += (part @ columns.swapaxes(-1, -2)).sum(axis=0)
+        columns = columns_of(patches[images, ..., rows, :], groups)
+        gw += (part.reshape(*part.shape[:3], -1) @ columns.swapaxes(-1, -2)).sum(axis=0)
     return gw.reshape(o, x.shape[1] // groups, *window.kernel)
+
+
+def conv2d_patch_moments(x: Array, window: Window, groups: int = 1, bias: bool = False) -> Array:
+    """Every patch times itself, summed over images and positions: the second moments of what a filter sees, times their number.
+
+    x: (N, C, H, W). Gives (groups, K, K), K = C / groups * KH * KW in the order of w.reshape(O, -1); zeros of the padding count.
+    bias: a 1 is added at the end of each patch, which makes K one larger: what a bias sees. The columns never stand in memory as a
+    whole. Divided by N this is the factor A of a convolution in K-FAC (Martens and Grosse, arXiv:1503.05671; for convolution Grosse and
+    Martens, arXiv:1602.01407).
+
+    >>> conv2d_patch_moments(np.array([[[[1.0, 2.0, 3.0]]]]), Window((1, 2)), bias=True)[0]      # patches (1, 2, 1) and (2, 3, 1)
+    array([[ 5.,  8.,  3.],
+           [ 8., 13.,  5.],
+           [ 3.,  5.,  2.]])
+    """
+    patches = patches_of(x, window)
+    n, c, kh, kw, oh, ow = patches.shape
+    k = c // groups * kh * kw
+    moments = backend.of(x).zeros((groups, k + bias, k + bias), x.dtype)
+    for images, rows in pieces(n, c * kh * kw, (oh, ow)):
+        columns = columns_of(patches[images, ..., rows, :], groups)
+        moments[:, :k, :k] += (columns @ columns.swapaxes(-1, -2)).sum(axis=0)
+        if bias:
+            moments[:, k, :k] += columns.sum(axis=(0, 3))
+    if bias:
+        moments[:, :k, k] = moments[:, k, :k]
+        moments[:, k, k] = n * oh * ow
+    return moments
+
+
+def by_fourier(algorithm: str | None) -> bool:
+    """Whether this algorithm is the one by Fourier transforms. ArgumentError for one that the reference does not know."""
+    if algorithm in ("direct", "winograd"):
+        raise ArgumentError(f"convolution: algorithm {algorithm!r} needs the compiled kernels: float32 arrays on a CPU and Numba "
+                            '(pip install "minidl[fast]")', hint='Leave algorithm out, or use "im2col" or "fft", which every array has.')
+    return algorithm == "fft"
+
+
+def finished(y: Array, b: Array | None, activation: str | None = None) -> Array:
+    """Images y plus a bias a channel, through an activation. Writes into y."""
+    if b is not None:
+        y += b.reshape(-1, 1, 1)
+    return y if activation is None else activated(y, activation)
 
 
 def patches_of(x: Array, window: Window, fill: float = 0.0) -> Array:
@@ -138,15 +193,25 @@ def columns_of(patches: Array, groups: int) -> Array:
     return patches.reshape(n, groups, c // groups * kh * kw, rows * ow)
 
 
-def pieces(patches: Array) -> Iterator[tuple[slice, slice]]:
-    """Cut patches so that the columns of a piece stay within PIECE: by images, or by rows of an image that is too large."""
-    n, c, kh, kw, oh, ow = patches.shape
-    per_row = c * kh * kw * ow
-    images = max(1, PIECE // max(per_row * oh, 1))
-    rows = oh if images > 1 else min(oh, max(1, PIECE // max(per_row, 1)))
-    for image in range(0, n, images):
-        for row in range(0, oh, max(rows, 1)):
-            yield slice(image, image + images), slice(row, row + rows)
+def add_columns(image: Array, columns: Array, size: Pair, window: Window, rows: slice) -> None:
+    """Add columns of some rows of output positions to a padded image, each where its patch was."""
+    parts = columns.reshape(*image.shape[:2], math.prod(window.kernel), -1, window.out(size)[1])
+    for k, offset in enumerate(window.offsets()):
+        under = image[(..., *window.under(offset, size))]
+        under[:, :, rows] += parts[:, :, k]
+
+
+def pieces(images: int, numbers: int, out: Pair) -> Iterator[tuple[slice, slice]]:
+    """Cut output positions so that the columns of a piece stay within PIECE: by images, or by rows of an image that is too large.
+
+    numbers: how many are under the window at a position, in all channels. out: (OH, OW).
+    """
+    per_row = numbers * out[1]
+    at_once = max(1, PIECE // max(per_row * out[0], 1))
+    rows = out[0] if at_once > 1 else min(out[0], max(1, PIECE // max(per_row, 1)))
+    for image in range(0, images, at_once):
+        for row in range(0, out[0], max(rows, 1)):
+            yield slice(image, image + at_once), slice(row, min(row + rows, out[0]))
 
 
 def with_padding(x: Array, window: Window, fill: float = 0.0) -> Array:
@@ -221,78 +286,3 @@ def sum_pool2d_spread(gy: Array, size: Pair, window: Window) -> Array:
     for offset in window.offsets():
         image[(..., *window.under(offset, size))] += gy
     return without_padding(image, size, window)
-
-
-# Elementwise
-
-
-def dropout_mask(xp: Any, shape: tuple[int, ...], p: float, seed: int, step: int, layer: int, first: int = 0) -> Array:
-    """Booleans, false with probability p: a hash of (seed, step, layer, number of the element), so the same on every device.
-
-    xp: the array library. first: the number of the first element, where the array is a part of a larger one.
-    The hash is a multiply-and-shift mixer of 32 bits (C. Wellons, "Prospecting for hash functions", 2018), once a key.
-    """
-    size = math.prod(shape)
-    low = xp.arange(first % 2**32, first % 2**32 + size, dtype="uint64")
-    element = low.astype("uint32")
-    if first + size > 2**32:                                    # the upper half of the element's number, where there is one
-        element = element ^ mix(((low >> 32) + (first >> 32)).astype("uint32"))
-    h = mix(element ^ xp.asarray(mix_number(seed % 2**32), "uint32"))
-    for key in (seed // 2**32, step, layer):
-        h = mix(h ^ xp.asarray(mix_number((key + 0x9E3779B9) % 2**32), "uint32"))
-    return (h >= xp.asarray(min(int(p * 2**32), 2**32 - 1), "uint32")).reshape(shape)
-
-
-def mix(h: Array) -> Array:
-    """Spread every bit of 32 over all the others."""
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        h = (h ^ (h >> shift)) * h.dtype.type(factor)
-    return h ^ (h >> 16)
-
-
-def mix_number(h: int) -> int:
-    """The same for one Python number."""
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        h = (h ^ (h >> shift)) * factor % 2**32
-    return h ^ (h >> 16)
-
-
-def erf(x: Array) -> Array:
-    """The error function, to the precision of x's dtype (neither NumPy nor the standard library has it for arrays).
-
-    Near 0 the Taylor series; elsewhere 1 - erfc, with erfc(z) = t exp(-z^2 + P(t)), t = 2 / (2 + z), and P a polynomial of t
-    (Press et al., Numerical Recipes, section 6.2), here fitted through Chebyshev's points.
-    """
-    xp = backend.of(x)
-    z = xp.minimum(abs(x), 30)                                  # far beyond, where erf is 1 in any dtype, z * z would overflow
-    t = 2 / (2 + z)
-    u = t * 2 - 1
-    last, before = xp.zeros_like(x), xp.zeros_like(x)
-    coefficients = _erfc_polynomial()[:16 if x.dtype.itemsize <= 4 else None]
-    for c in reversed(coefficients[1:]):                        # Clenshaw's recurrence
-        last, before = u * 2 * last - before + c, last
-    outer = 1 - t * xp.exp(-z * z + u * last - before + coefficients[0])
-    near = xp.minimum(z, 1)
-    square = near * near
-    series = xp.zeros_like(x)
-    for n in range(18, -1, -1):
-        series = series * square + (-1) ** n / (math.factorial(n) * (2 * n + 1))
-    return xp.copysign(xp.where(z < 1, near * series * (2 / math.sqrt(math.pi)), outer), x)
-
-
-@functools.cache
-def _erfc_polynomial(count: int = 32) -> list[float]:
-    """Chebyshev coefficients of P(t) = log(erfc(z) e^(z^2) / t) over t in [0, 1], by interpolation."""
-    def scaled_erfc(z: float) -> float:
-        if z < 4:
-            return math.erfc(z) * math.exp(z * z)
-        fraction = z
-        for k in range(200, 0, -1):                             # Laplace's continued fraction
-            fraction = z + k / 2 / fraction
-        return 1 / (fraction * math.sqrt(math.pi))
-
-    angles = [math.pi * (k + 0.5) / count for k in range(count)]
-    ts = [(math.cos(a) + 1) / 2 for a in angles]
-    values = [math.log(scaled_erfc(2 / t - 2) / t) for t in ts]
-    sums = [sum(v * math.cos(j * a) for v, a in zip(values, angles)) for j in range(count)]
-    return [sums[0] / count] + [2 * s / count for s in sums[1:]]

@@ -15,6 +15,7 @@ import numpy as np
 from minidl import functions as F
 from minidl.errors import ArgumentError, ShapeError
 from minidl.functions.activation import check_activation
+from minidl.functions.convolution import check_algorithm
 from minidl.kernels import Pair
 from minidl.nn.init import Shape, Source, float_type, he_normal, normal, ones, zeros
 from minidl.nn.module import Module, Parameter
@@ -54,7 +55,7 @@ class Conv2d(Module):
     """Convolution: (N, inputs, H, W) to (N, outputs, OH, OW), with filters w (outputs, inputs / groups, KH, KW) and b (outputs,).
 
     kernel, stride, padding, dilation: an int, or a pair (height, width). groups: channels and filters are cut into so many parts that
-    do not see each other. bias: False for none. activation: fused: "relu", "tanh", "sigmoid" or None.
+    do not see each other. bias: False for none. activation: fused: "relu", "tanh", "sigmoid" or None. algorithm: as for `conv2d`.
 
     >>> from minidl import nn
     >>> nn.Conv2d(3, 16, 3, padding=1, generator=0)(np.zeros((2, 3, 8, 8), np.float32)).shape
@@ -62,18 +63,19 @@ class Conv2d(Module):
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int | Pair, stride: int | Pair = 1, padding: int | Pair = 0,
-                 dilation: int | Pair = 1, groups: int = 1, *, bias: bool = True, activation: str | None = None, init: Init = he_normal,
-                 generator: Source = None, dtype: Any = "float32"):
+                 dilation: int | Pair = 1, groups: int = 1, *, bias: bool = True, activation: str | None = None,
+                 algorithm: str | None = None, init: Init = he_normal, generator: Source = None, dtype: Any = "float32"):
         check_activation("Conv2d", activation)
+        check_algorithm("Conv2d", algorithm)
         self.inputs, self.outputs, self.groups = _channels("Conv2d", inputs, outputs, groups)
         self.kernel, self.stride, self.padding, self.dilation = sizes("Conv2d", kernel=kernel, stride=stride, padding=padding,
                                                                       dilation=dilation)
-        self.activation = activation
+        self.activation, self.algorithm = activation, algorithm
         self.w = drawn("Conv2d", init, (self.outputs, self.inputs // self.groups, *self.kernel), generator, dtype)
         self.b = Parameter(zeros((self.outputs,), dtype=dtype)) if bias else None
 
     def forward(self, x: Any) -> Any:
-        return F.conv2d(x, self.w, self.b, self.stride, self.padding, self.dilation, self.groups, self.activation)
+        return F.conv2d(x, self.w, self.b, self.stride, self.padding, self.dilation, self.groups, self.activation, self.algorithm)
 
     def multiply_adds(self, x: Shape, y: Shape) -> int:
         """How many for one example: each number of the output is a sum over a filter."""
@@ -82,7 +84,7 @@ class Conv2d(Module):
     def describe(self) -> str:
         return shown(f"{self.inputs}, {self.outputs}", kernel=(self.kernel, None), stride=(self.stride, 1), padding=(self.padding, 0),
                      dilation=(self.dilation, 1), groups=(self.groups, 1), bias=(self.b is not None, True),
-                     activation=(self.activation, None))
+                     activation=(self.activation, None), algorithm=(self.algorithm, None))
 
 
 class ConvTranspose2d(Module):
@@ -98,18 +100,21 @@ class ConvTranspose2d(Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int | Pair, stride: int | Pair = 1, padding: int | Pair = 0,
                  output_padding: int | Pair = 0, dilation: int | Pair = 1, groups: int = 1, *, bias: bool = True,
-                 init: Init = he_normal, generator: Source = None, dtype: Any = "float32"):
+                 algorithm: str | None = None, init: Init = he_normal, generator: Source = None, dtype: Any = "float32"):
+        check_algorithm("ConvTranspose2d", algorithm)
         self.inputs, self.outputs, self.groups = _channels("ConvTranspose2d", inputs, outputs, groups)
         self.kernel, self.stride, self.padding, self.output_padding, self.dilation = sizes(
             "ConvTranspose2d", kernel=kernel, stride=stride, padding=padding, output_padding=output_padding, dilation=dilation)
         if any(extra >= max(s, d) for extra, s, d in zip(self.output_padding, self.stride, self.dilation)):
             raise ArgumentError(f"ConvTranspose2d: output_padding is {self.output_padding}, and must be less than stride or dilation",
                                 stride=self.stride, dilation=self.dilation)
+        self.algorithm = algorithm
         self.w = drawn("ConvTranspose2d", init, (self.inputs, self.outputs // self.groups, *self.kernel), generator, dtype)
         self.b = Parameter(zeros((self.outputs,), dtype=dtype)) if bias else None
 
     def forward(self, x: Any) -> Any:
-        return F.conv_transpose2d(x, self.w, self.b, self.stride, self.padding, self.output_padding, self.dilation, self.groups)
+        return F.conv_transpose2d(x, self.w, self.b, self.stride, self.padding, self.output_padding, self.dilation, self.groups,
+                                  self.algorithm)
 
     def multiply_adds(self, x: Shape, y: Shape) -> int:
         """How many for one example: each number of the input is multiplied with a filter."""
@@ -118,7 +123,7 @@ class ConvTranspose2d(Module):
     def describe(self) -> str:
         return shown(f"{self.inputs}, {self.outputs}", kernel=(self.kernel, None), stride=(self.stride, 1), padding=(self.padding, 0),
                      output_padding=(self.output_padding, 0), dilation=(self.dilation, 1), groups=(self.groups, 1),
-                     bias=(self.b is not None, True))
+                     bias=(self.b is not None, True), algorithm=(self.algorithm, None))
 
 
 class Embedding(Module):

@@ -1,5 +1,6 @@
 """Convolution and its transpose against loops over positions, published examples, and the memory that the columns take."""
 
+import functools
 import itertools
 import tracemalloc
 
@@ -8,7 +9,7 @@ import pytest
 
 import minidl
 from cases import ACTIVATIONS, FunctionCase, Window, each, says
-from minidl import Tensor
+from minidl import Tensor, kernels
 from minidl import functions as F
 from minidl.errors import ArgumentError, DtypeError, ShapeError
 from minidl.kernels import reference
@@ -239,9 +240,45 @@ class TestMemory:
             tracemalloc.stop()
         assert peak < columns / 2, f"{peak / 1e6:.1f} MB at once, and the columns are {columns / 1e6:.1f} MB"
 
-    def test_the_textbook_way_gives_the_same(self):
-        x, w = normal(2, 3, 5, 5), normal(2, 3, 3, 3)
-        np.testing.assert_allclose(F.conv2d(x, w, algorithm="im2col"), F.conv2d(x, w))
+
+class TestAlgorithms:
+    """Each gives the same numbers, gradients and second gradients; the one that is asked for goes along to all three products."""
+
+    @pytest.mark.parametrize("algorithm", ["im2col", "fft"])
+    @pytest.mark.parametrize(("function", "more"), [(F.conv2d, {}), (F.conv2d, {"activation": "tanh"}), (F.conv_transpose2d, {})])
+    def test_give_the_same_to_second_order(self, function, more, algorithm):
+        arrays = normal(2, 4, 5, 4), normal(4, 2, 3, 2), normal(4)
+        options = {"stride": (2, 1), "padding": 1, "dilation": (1, 2), "groups": 2, **more}
+
+        def first_and_second(algorithm):
+            xs = leaves(*arrays)
+            y = function(*xs, **options, algorithm=algorithm)
+            firsts = minidl.grad(y, xs, normal(*y.shape), create_graph=True)
+            seconds = minidl.grad(sum((g * g).sum() for g in firsts), xs[:2])
+            return [t.data for t in (y, *firsts, *seconds)]
+        for mine, theirs in zip(first_and_second(algorithm), first_and_second(None)):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-10, atol=1e-10)
+
+    def test_go_along_to_every_product(self, monkeypatch):
+        seen = []
+        for name in ("conv2d", "conv2d_input", "conv2d_weights"):
+            def spy(name, kernel, *args):
+                seen.append((name, args[-1]))
+                return kernel(*args)
+            monkeypatch.setattr(kernels, name, functools.partial(spy, name, getattr(reference, name)))
+        for call, wanted in ((lambda x, w: F.conv2d(x, w, padding=1, algorithm="fft"), ["conv2d", "conv2d_input", "conv2d_weights"]),
+                             (lambda x, w: F.conv_transpose2d(x, w, algorithm="fft"), ["conv2d", "conv2d_input", "conv2d_weights"])):
+            seen.clear()
+            x, w = leaves(normal(1, 2, 4, 4), normal(2, 2, 3, 3))
+            minidl.grad(minidl.grad(call(x, w).sum(), [x, w], create_graph=True)[0].sum(), w)
+            assert {name for name, _ in seen} == set(wanted) and {algorithm for _, algorithm in seen} == {"fft"}
+
+    def test_what_is_compiled_only_says_so(self):
+        x, w = normal(1, 2, 4, 4), normal(2, 2, 3, 3)
+        for algorithm in ("direct", "winograd"):
+            for function in (F.conv2d, F.conv_transpose2d):             # float64 has no compiled kernels
+                with pytest.raises(ArgumentError, match=says(f"convolution: algorithm '{algorithm}' needs the compiled kernels")):
+                    function(x, w, algorithm=algorithm)
 
 
 class TestErrors:
@@ -293,8 +330,10 @@ class TestErrors:
         x, w = np.ones((1, 3, 5, 5)), self.W
         with pytest.raises(ArgumentError, match=says("conv2d: activation 'gelu'", "relu, tanh, sigmoid")):
             F.conv2d(x, w, activation="gelu")
-        with pytest.raises(ArgumentError, match=says("conv2d: algorithm 'fft' is not known", '"im2col"')):
-            F.conv2d(x, w, algorithm="fft")
+        for function in (F.conv2d, F.conv_transpose2d):
+            with pytest.raises(ArgumentError, match=says(f"{function.__name__}: algorithm 'fff' is not known (nearest: 'fft')",
+                                                         "Known are im2col, fft, direct, winograd, and None")):
+                function(x, w[:3], algorithm="fff")
         with pytest.raises(ArgumentError, match=says("conv_transpose2d: output_padding is (2, 2), and must be less than stride or dilation",
                                                      "stride: (2, 2)", "dilation: (1, 1)")):
             F.conv_transpose2d(x, np.ones((3, 2, 3, 3)), stride=2, output_padding=2)

@@ -1,6 +1,7 @@
 """The reference kernels against loops, over drawn images and windows. Faster twins are held to the reference, and so to these."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from geometry import few, numbers, orders, plain, sliding
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cases import says
+from minidl.errors import ArgumentError
 from minidl.kernels import Window, reference
 
 small = st.integers(1, 2)
@@ -71,8 +74,8 @@ class TestColumns:
 
 class TestConvolution:
     @few
-    @given(sliding(), small, small, small, st.integers(1, 3), orders)
-    def test_three_products(self, drawn, n, channels, filters, groups, order):
+    @given(sliding(), small, small, small, st.integers(1, 3), orders, st.sampled_from([None, "im2col", "fft"]))
+    def test_three_products(self, drawn, n, channels, filters, groups, order, algorithm):
         size, window = drawn
         x = numbers(n, channels * groups, *size, order=order)
         w = numbers(filters * groups, channels, *window.kernel, order=order)
@@ -86,29 +89,83 @@ class TestConvolution:
                 gw[o] += (patch[:, mine] * g[:, o, None, None, None]).sum(0)
                 back[:, mine] += w[o] * g[:, o, None, None, None]
             gx.append(back)
-        np.testing.assert_allclose(reference.conv2d(x, w, window, groups), y, atol=1e-12)
-        np.testing.assert_allclose(reference.conv2d_weights(x, gy, window, groups), gw, atol=1e-12)
-        np.testing.assert_allclose(reference.conv2d_input(gy, w, size, window, groups), scattered(gx, size, window), atol=1e-12)
+        gx = scattered(gx, size, window)
+        options = {"groups": groups, "algorithm": algorithm}
+        np.testing.assert_allclose(reference.conv2d(x, w, window, **options), y, atol=1e-12)
+        np.testing.assert_allclose(reference.conv2d_weights(x, gy, window, **options), gw, atol=1e-12)
+        np.testing.assert_allclose(reference.conv2d_input(gy, w, size, window, **options), gx, atol=1e-12)
+        b, bx = numbers(filters * groups), numbers(channels * groups)
+        wanted = np.tanh(y + b[:, None, None])
+        np.testing.assert_allclose(reference.conv2d(x, w, window, groups, b, "tanh", algorithm), wanted, atol=1e-12)
+        np.testing.assert_allclose(reference.conv2d_input(gy, w, size, window, groups, bx, algorithm), gx + bx[:, None, None], atol=1e-12)
 
+    @pytest.mark.parametrize("algorithm", [None, "fft"])
     @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-    def test_dtypes_stay(self, dtype):
+    def test_dtypes_stay(self, dtype, algorithm):
         x, w, window = numbers(2, 4, 5, 5, dtype=dtype), numbers(2, 2, 3, 3, dtype=dtype), Window((3, 3))
-        y = reference.conv2d(x, w, window, 2)
-        assert y.dtype == reference.conv2d_input(y, w, (5, 5), window, 2).dtype == reference.conv2d_weights(x, y, window, 2).dtype == dtype
+        y = reference.conv2d(x, w, window, 2, algorithm=algorithm)
+        gx, gw = reference.conv2d_input(y, w, (5, 5), window, 2, None, algorithm), reference.conv2d_weights(x, y, window, 2, algorithm)
+        assert y.dtype == gx.dtype == gw.dtype == reference.conv2d_patch_moments(x, window, 2, bias=True).dtype == dtype
 
     @few
-    @given(st.integers(0, 4), small, sliding(), st.integers(1, 400))
-    def test_pieces_are_small_and_cover_every_row_once(self, n, c, drawn, piece):
+    @given(sliding(), small, small, st.integers(1, 3), st.booleans(), orders)
+    def test_patch_moments(self, drawn, n, channels, groups, bias, order):
         size, window = drawn
-        parts = reference.patches_of(np.zeros((n, c, *size)), window)
-        times = np.zeros((n, parts.shape[-2]), int)
+        x = numbers(n, channels * groups, *size, order=order)
+        rows = [patch.reshape(n, groups, -1) for patch in patches(x, window)]
+        rows = [np.concatenate([row, np.ones((n, groups, 1))], -1) if bias else row for row in rows]
+        wanted = sum(row[:, :, :, None] * row[:, :, None] for row in rows).sum(0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(reference, "PIECE", 100)
+            np.testing.assert_allclose(reference.conv2d_patch_moments(x, window, groups, bias), wanted, atol=1e-12)
+
+    @pytest.mark.parametrize("algorithm", ["direct", "winograd"])
+    def test_what_only_compiled_kernels_can_do(self, algorithm):
+        x, w, window = numbers(1, 1, 4, 4), numbers(1, 1, 3, 3), Window((3, 3), padding=(1, 1))
+        for call in (lambda: reference.conv2d(x, w, window, algorithm=algorithm),
+                     lambda: reference.conv2d_weights(x, x, window, algorithm=algorithm),
+                     lambda: reference.conv2d_input(x, w, (4, 4), window, algorithm=algorithm)):
+            with pytest.raises(ArgumentError, match=says(f"convolution: algorithm '{algorithm}' needs the compiled kernels: float32 arrays",
+                                                         'pip install "minidl[fast]"', '"im2col" or "fft"')):
+                call()
+
+    @few
+    @given(st.integers(0, 4), st.integers(1, 18), st.tuples(st.integers(1, 6), st.integers(1, 6)), st.integers(1, 400))
+    def test_pieces_are_small_and_cover_every_row_once(self, n, numbers, out, piece):
+        times = np.zeros((n, out[0]), int)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(reference, "PIECE", piece)
-            for images, rows in reference.pieces(parts):
+            for images, rows in reference.pieces(n, numbers, out):
                 times[images, rows] += 1
-                count = parts[images, ..., rows, :].size
-                assert count <= piece or count == parts[:1, ..., :1, :].size        # no less than a row
+                count = times[images, rows].size * numbers * out[1]
+                assert count <= piece or times[images, rows].size == 1              # no less than a row
         assert (times == 1).all()
+
+    @pytest.mark.parametrize("algorithm", [None, "fft"])
+    @pytest.mark.parametrize("product", ["conv2d", "conv2d_input", "conv2d_weights", "conv2d_patch_moments"])
+    def test_one_large_image_takes_little_memory(self, product, algorithm):
+        """The columns would be 18 times the image; what Fourier transforms need is known from the shapes."""
+        x, w, window = numbers(1, 2, 300, 310, dtype="float32"), numbers(2, 2, 3, 3, dtype="float32"), Window((3, 3), padding=(1, 1))
+        call = {"conv2d": lambda: reference.conv2d(x, w, window, algorithm=algorithm),
+                "conv2d_input": lambda: reference.conv2d_input(x, w, (300, 310), window, algorithm=algorithm),
+                "conv2d_weights": lambda: reference.conv2d_weights(x, x, window, algorithm=algorithm),
+                "conv2d_patch_moments": lambda: reference.conv2d_patch_moments(x, window)}[product]
+        tracemalloc.start()
+        try:
+            call()
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < (14 if algorithm else 6) * x.nbytes, f"{peak / x.nbytes:.1f} times the image"
+
+    def test_images_are_brought_to_frequencies_a_piece_at_a_time(self, monkeypatch):
+        x, w, window = numbers(5, 2, 4, 5), numbers(4, 1, 2, 2), Window((2, 2), stride=(2, 1))
+        gy = numbers(5, 4, *window.out((4, 5)))
+        monkeypatch.setattr(reference.fft, "PIECE", 2 * 2 * 4 * 5)      # two images
+        for product in (lambda algorithm: reference.conv2d(x, w, window, 2, algorithm=algorithm),
+                        lambda algorithm: reference.conv2d_input(gy, w, (4, 5), window, 2, algorithm=algorithm),
+                        lambda algorithm: reference.conv2d_weights(x, gy, window, 2, algorithm)):
+            np.testing.assert_allclose(product("fft"), product(None), atol=1e-12)
 
 
 class TestPooling:
@@ -164,21 +221,6 @@ class TestPooling:
         assert np.isnan(y).all() and place.item() in (1, 2)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_erf_is_right_to_the_last_bits(dtype):
-    tiny = -40 if dtype == "float32" else -300
-    x = np.concatenate([np.linspace(-7, 7, 3001), np.logspace(tiny, 1, 500), np.linspace(0.99, 1.01, 501), [0, 30, 1e30]]).astype(dtype)
-    wanted = np.array([math.erf(a) for a in x])
-    found = reference.erf(x)
-    assert found.dtype == dtype
-    np.testing.assert_array_less(np.abs(found - wanted), 4.5 * np.spacing(np.abs(wanted.astype(dtype))).astype("float64"))
-    np.testing.assert_array_equal(reference.erf(-x), -found)
-
-
-def test_erf_of_minus_0_and_of_no_number():
-    assert np.signbit(reference.erf(np.array([-0.0]))).all() and np.isnan(reference.erf(np.array([np.nan]))).all()
-
-
 def test_no_kernel_writes_to_its_arguments():
     x, w, window = numbers(2, 2, 5, 5), numbers(2, 2, 3, 3), Window((3, 3), padding=(1, 1))
     gy = numbers(2, 2, 5, 5)
@@ -188,5 +230,7 @@ def test_no_kernel_writes_to_its_arguments():
     for result in (reference.im2col(x, window), reference.conv2d(x, w, window), reference.conv2d_weights(x, gy, window),
                    reference.conv2d_input(gy, w, (5, 5), window), *reference.max_pool2d(x, window), reference.sum_pool2d(x, window),
                    reference.max_pool2d_scatter(gy, place, (5, 5), window), reference.max_pool2d_gather(x, place, window),
-                   reference.sum_pool2d_spread(gy, (5, 5), window), reference.erf(x)):
+                   reference.sum_pool2d_spread(gy, (5, 5), window), reference.conv2d(x, w, window, algorithm="fft"),
+                   reference.conv2d_input(gy, w, (5, 5), window, algorithm="fft"), reference.conv2d_patch_moments(x, window, bias=True),
+                   reference.conv2d_weights(x, gy, window, algorithm="fft")):
         assert not any(np.shares_memory(result, array) for array in (x, w, gy, place))
