@@ -189,7 +189,7 @@ class FunctionCase:
         if not cls.differentiable:
             cls.test_gradient = cls.test_gradient_in_float32 = None
         if not cls.differentiable or not cls.twice:
-            cls.test_second_gradient = None
+            cls.test_second_gradient = cls.test_gradient_that_is_recorded = None
 
     def pytest_generate_tests(self, metafunc):
         for name, values in (("example", range(self.examples)), ("dtype", self.dtypes)):
@@ -238,6 +238,11 @@ class FunctionCase:
     def test_second_gradient(self, example):
         assert gradgradcheck(*self.of_what_is_free(example), directions=2)
 
+    def test_gradient_that_is_recorded(self, example, dtype):
+        """Rules are called with Tensors then, and kernels give way to formulas."""
+        inputs = self.drawn(example, dtype)
+        assert_close(self.values_and_gradients(inputs, create_graph=True), self.values_and_gradients(inputs), self.tolerance[dtype])
+
     def test_gradient_in_float32(self, example):
         inputs = self.drawn(example, "float32")
         found = self.values_and_gradients(inputs)
@@ -273,7 +278,7 @@ class FunctionCase:
             return self.forward(*(given.get(i, x) for i, x in enumerate(inputs)))
         return forward, [inputs[i] for i in free]
 
-    def values_and_gradients(self, inputs):
+    def values_and_gradients(self, inputs, create_graph=False):
         """The outputs and then, if there is one, the gradient by each argument."""
         inputs = self.with_tensors(inputs, self.differentiable)
         results = listed(self.forward(*inputs))
@@ -284,7 +289,7 @@ class FunctionCase:
         seeds = [backward_seed(y) for y in recorded]
         before = copy.deepcopy(seeds)
         for y, gy in zip(recorded, seeds):
-            y.backward(gy, retain_graph=y is not recorded[-1])
+            y.backward(gy, create_graph, retain_graph=y is not recorded[-1])
         assert_close(seeds, before, 0, "a rule wrote to the gradient it was given")
         return values + [x.grad.data for x in inputs if isinstance(x, Tensor) and x.grad is not None]
 

@@ -1,24 +1,36 @@
 """Activations: what a layer does to each number on its own, and the softmax, which does it to a row.
 
 Each function shows its forward and, straight under it, its derivative. A rule asks for the output y where it can, so that the input
-need not be kept. `FUSED` at the end names the activations that a convolution or an affine layer can do itself: those whose derivative
-is known from y alone.
+need not be kept. `SLOPES` holds the derivatives of those that a convolution or an affine layer can do itself: for them y is enough.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from minidl import backend, kernels
 from minidl.errors import ArgumentError
 from minidl.functions.arithmetic import exp, where
 from minidl.functions.reduction import sum as sum_
+from minidl.functions.steps import by_kernel
 from minidl.graph import Function
 from minidl.tensor import Tensor
 
 X = TypeVar("X")
+
+# f'(z), from y = f(z)
+SLOPES = {
+    "relu": lambda y: y > 0,
+    "tanh": lambda y: 1 - y * y,
+    "sigmoid": lambda y: y * (1 - y),
+}
+
+
+@by_kernel("activation_gradient")
+def activation_gradient(gy, y, name):
+    """gz = gy f'(z), from y = f(z)."""
+    return gy * SLOPES[name](y)
 
 
 class ReLU(Function):
@@ -29,7 +41,7 @@ class ReLU(Function):
 
     # dy/dx = 1 where y > 0, else 0
     def grad_x(self, gy, y):
-        return gy * (y > 0)
+        return activation_gradient(gy, y, "relu")
 
 
 class LeakyReLU(Function):
@@ -60,11 +72,11 @@ class ELU(Function):
 
 class Sigmoid(Function):
     def forward(self, x):
-        return FUSED["sigmoid"][0](x)
+        return backend.of(x).tanh(x * 0.5) * 0.5 + 0.5          # no overflow at either end
 
     # dy/dx = y (1 - y)
     def grad_x(self, gy, y):
-        return gy * y * (1 - y)
+        return activation_gradient(gy, y, "sigmoid")
 
 
 class Tanh(Function):
@@ -73,7 +85,7 @@ class Tanh(Function):
 
     # dy/dx = 1 - y^2
     def grad_x(self, gy, y):
-        return gy * (1 - y * y)
+        return activation_gradient(gy, y, "tanh")
 
 
 class Softplus(Function):
@@ -244,31 +256,10 @@ def log_softmax(x: X, axis: int = -1) -> X:
     return LogSoftmax(axis)(x)
 
 
-# What a layer can do to its own output: forward, writing into the array that it has just made if it likes, and the gradient from y
-
-def _relu(y: Any) -> Any:
-    return backend.of(y).maximum(y, 0, out=y)
-
-
-def _tanh(y: Any) -> Any:
-    return backend.of(y).tanh(y, out=y)
-
-
-def _sigmoid(x: Any) -> Any:
-    return backend.of(x).tanh(x * 0.5) * 0.5 + 0.5
-
-
-FUSED: dict[str, tuple[Callable, Callable]] = {
-    "relu": (_relu, lambda gy, y: gy * (y > 0)),
-    "tanh": (_tanh, lambda gy, y: gy * (1 - y * y)),
-    "sigmoid": (_sigmoid, lambda gy, y: gy * y * (1 - y)),
-}
-
-
 def check_activation(operation: str, activation: str | None) -> None:
     """ArgumentError if a layer cannot do this activation itself."""
-    if activation is not None and activation not in FUSED:
-        raise ArgumentError(f"{operation}: activation {activation!r} is not one that can be fused ({', '.join(FUSED)})",
+    if activation is not None and activation not in SLOPES:
+        raise ArgumentError(f"{operation}: activation {activation!r} is not one that can be fused ({', '.join(SLOPES)})",
                             hint="Leave it out, and call the function on the result.")
 
 

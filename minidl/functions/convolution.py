@@ -16,13 +16,12 @@ from typing import Any
 
 from minidl import kernels
 from minidl.errors import ArgumentError, ShapeError, nearest
-from minidl.functions.activation import FUSED, check_activation
+from minidl.functions.activation import activation_gradient, check_activation
 from minidl.functions.linear import check_dtypes
 from minidl.functions.shape import pad
+from minidl.functions.steps import channel_sums
 from minidl.graph import Function
 from minidl.kernels import Pair, Window, pair
-
-OVER_IMAGES = (0, 2, 3)             # the axes of a batch of images that a bias per channel is shared over
 
 
 class Conv2d(Function):
@@ -45,7 +44,7 @@ class Conv2d(Function):
         return Conv2dWeights(self.window, self.groups, self.algorithm)(x, before)
 
     def grad_b(self, before):
-        return before.sum(axis=OVER_IMAGES)
+        return channel_sums(before)
 
 
 class ActivatedConv2d(Conv2d):
@@ -58,7 +57,7 @@ class ActivatedConv2d(Conv2d):
 
     # y = f(z), z = w * x + b: the rules above with gz = gy f'(z), found from y
     def before(self, gy, y):
-        return FUSED[self.activation][1](gy, y)
+        return activation_gradient(gy, y, self.activation)
 
 
 class ConvTranspose2d(Function):
@@ -79,7 +78,7 @@ class ConvTranspose2d(Function):
         return Conv2dWeights(self.window, self.groups, self.algorithm)(gy, x)
 
     def grad_b(self, gy):
-        return gy.sum(axis=OVER_IMAGES)
+        return channel_sums(gy)
 
 
 class Conv2dWeights(Function):

@@ -9,10 +9,11 @@ from __future__ import annotations
 import string
 from typing import Any
 
-from minidl import backend
+from minidl import backend, kernels
 from minidl.errors import ArgumentError, DtypeError, LabelError, ShapeError
-from minidl.functions.activation import FUSED, check_activation
+from minidl.functions.activation import activation_gradient, check_activation
 from minidl.functions.shape import Scatter, check_arrays, reshape
+from minidl.functions.steps import channel_sums, product
 from minidl.graph import Function
 from minidl.tensor import Tensor
 
@@ -21,19 +22,19 @@ class MatMul(Function):
     name = "matmul"
 
     def forward(self, a, b):
-        return a @ b
+        return kernels.matmul(a, b)
 
     # y = a b: ga = gy b^T, gb = a^T gy, for every matrix of a batch
     def grad_a(self, gy, b):
-        return gy @ b.swapaxes(-1, -2)
+        return product(gy, b.swapaxes(-1, -2))
 
     def grad_b(self, gy, a):
-        return a.swapaxes(-1, -2) @ gy
+        return product(a.swapaxes(-1, -2), gy)
 
 
 class Affine(Function):
     def forward(self, x, w, b=None):
-        y = x @ w
+        y = kernels.matmul(x, w)
         if b is not None:
             y += b
         return y
@@ -43,13 +44,13 @@ class Affine(Function):
         return gy
 
     def grad_x(self, before, w):
-        return before @ w.T
+        return product(before, w.T)
 
     def grad_w(self, before, x):
-        return x.reshape(-1, x.shape[-1]).T @ before.reshape(-1, before.shape[-1])
+        return product(x.reshape(-1, x.shape[-1]).T, before.reshape(-1, before.shape[-1]))
 
     def grad_b(self, before):
-        return before                                       # the engine sums it to b's shape
+        return channel_sums(before.reshape(-1, before.shape[-1]))
 
 
 class ActivatedAffine(Affine):
@@ -57,11 +58,11 @@ class ActivatedAffine(Affine):
     activation: str
 
     def forward(self, x, w, b=None):
-        return FUSED[self.activation][0](super().forward(x, w, b))
+        return kernels.activation(super().forward(x, w, b), self.activation)
 
     # y = f(z), z = x w + b: the rules above with gz = gy f'(z), found from y
     def before(self, gy, y):
-        return FUSED[self.activation][1](gy, y)
+        return activation_gradient(gy, y, self.activation)
 
 
 class Embedding(Function):

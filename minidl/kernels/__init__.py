@@ -17,11 +17,11 @@ from minidl.kernels.reference import (
     sum_pool2d,
     sum_pool2d_spread,
 )
-from minidl.kernels.reference_layers import activation, dropout_mask, erf, matmul
+from minidl.kernels.reference_layers import activation, activation_gradient, channel_sums, dropout_mask, erf, matmul
 from minidl.kernels.window import Pair, Window, pair
 
 __all__ = [
-    "ALGORITHMS", "Pair", "Window", "activation", "col2im", "conv2d", "conv2d_input", "conv2d_patch_moments", "conv2d_weights",
-    "dropout_mask", "erf", "im2col", "matmul", "max_pool2d", "max_pool2d_gather", "max_pool2d_scatter", "pair", "sum_pool2d",
-    "sum_pool2d_spread",
+    "ALGORITHMS", "Pair", "Window", "activation", "activation_gradient", "channel_sums", "col2im", "conv2d", "conv2d_input",
+    "conv2d_patch_moments", "conv2d_weights", "dropout_mask", "erf", "im2col", "matmul", "max_pool2d", "max_pool2d_gather",
+    "max_pool2d_scatter", "pair", "sum_pool2d", "sum_pool2d_spread",
 ]

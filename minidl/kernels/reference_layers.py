@@ -32,6 +32,18 @@ def activation(z: Array, name: str) -> Array:
     return y
 
 
+def activation_gradient(gy: Array, y: Array, name: str) -> Array:
+    """gz = gy f'(z), found from y = f(z)."""
+    if name == "relu":
+        return gy * (y > 0)
+    return gy * (1 - y * y) if name == "tanh" else gy * y * (1 - y)
+
+
+def channel_sums(gy: Array) -> Array:
+    """The sum over all axes but the second: (N, C) or (N, C, H, W) gives (C,). The gradient of a bias a channel."""
+    return gy.sum(axis=(0, *range(2, gy.ndim)))
+
+
 def dropout_mask(xp: Any, shape: tuple[int, ...], p: float, seed: int, step: int, layer: int, first: int = 0) -> Array:
     """Booleans, false with probability p: a hash of (seed, step, layer, number of the element), so the same on every device.
 

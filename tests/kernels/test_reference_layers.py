@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from geometry import numbers
 
-from cases import ACTIVATIONS
+from cases import ACTIVATIONS, ORDERS, along, each
 from minidl.kernels import reference_layers as reference
 
 
@@ -27,6 +27,26 @@ class TestActivation:
         assert wanted.dtype == np.float32
         for view in (np.asfortranarray(z), np.repeat(z, 2, axis=1)[:, ::2]):
             np.testing.assert_array_equal(reference.activation(view, name), wanted)
+
+
+    @pytest.mark.parametrize("name", ["relu", "tanh", "sigmoid"])
+    def test_the_slope_from_the_output(self, name):
+        z = np.array([-3, -0.5, 0.5, 3])
+        slope = (each(ACTIVATIONS[name], z + 1e-6) - each(ACTIVATIONS[name], z - 1e-6)) / 2e-6
+        gy = numbers(4)
+        found = reference.activation_gradient(gy, reference.activation(z, name), name)
+        np.testing.assert_allclose(found, gy * slope, rtol=1e-8, atol=1e-10)
+
+    def test_at_0_a_relu_has_the_slope_0(self):
+        assert reference.activation_gradient(np.array([3.0]), np.array([0.0]), "relu") == [0]
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 3, 4, 5), (2, 3, 4), (0, 3), (2, 3, 0, 1)])
+def test_channel_sums(shape):
+    gy = numbers(*shape)
+    wanted = along(math.fsum, gy, tuple(axis for axis in range(len(shape)) if axis != 1))
+    for order in (np.asarray, *ORDERS):
+        np.testing.assert_allclose(reference.channel_sums(order(gy)), wanted, atol=1e-14)
 
 
 def test_matmul_takes_batches():
