@@ -14,18 +14,18 @@
 What a rule names is what is kept: `Mul` keeps b for the gradient of a, and nothing if only constants are multiplied. A rule may name
 `gy` (the gradient of the output y), any input, any output, and any method of the class, which is then computed once a pass. Rules are
 written with operators and minidl's functions only, so that they run on arrays and on Tensors alike: on Tensors the result can be
-differentiated again. `self` holds constants: options, shapes, indices. The walk backward is in walk.py; no operation is defined here.
+differentiated again. `self` holds constants: options, shapes, indices. How signatures are read is in plan.py, the walk backward in
+walk.py; no operation is defined here.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, dataclass_transform
+from typing import Any, ClassVar, dataclass_transform
 
 import numpy as np
 
@@ -43,78 +43,11 @@ from minidl.errors import (
     running,
 )
 from minidl.modes import Mode, check_finite, checksum, line_of_caller, mode
+from minidl.plan import Plan
 from minidl.tensor import Tensor, make
 from minidl.watchers import Watchers
 
 PASSING = frozenset({*backend.SCALARS, type(None)})     # arguments that have no device and go through as they are
-
-
-class Rule(NamedTuple):
-    """A method and what its signature names."""
-
-    method: Callable[..., Any]
-    names: tuple[str, ...]
-
-
-class Plan:
-    """What the signatures of a Function say, read once per class."""
-
-    def __init__(self, cls: type[Function]):
-        parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
-        self.args = tuple(p.name for p in parameters)
-        self.variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-        self.outputs = cls.outputs
-        self.single = len(cls.outputs) == 1
-        self.gradients = tuple("g" + name for name in cls.outputs)
-        self.shared: dict[str, Rule] = {}
-        self._kept: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-        self._check_names(cls)
-        self.rules = tuple(self._read(cls, f"grad_{arg}") if hasattr(cls, f"grad_{arg}") else None for arg in self.args)
-        for name in vars(cls):
-            if name.startswith("grad_") and name[5:] not in self.args:
-                raise DefinitionError(f"{cls.__name__}: the rule {name} belongs to no argument of forward",
-                                      hint="A rule is called grad_ and the name of its argument.", forward=self.args)
-
-    def _check_names(self, cls: type[Function]) -> None:
-        taken = set(self.outputs) | set(self.gradients) | {"i"}
-        for arg in self.args:
-            if arg in taken:
-                raise DefinitionError(f"{cls.__name__}: an argument of forward cannot be called {arg!r}",
-                                      hint="In a rule that is the name of an output, of a gradient, or of the argument's number.")
-        if self.variadic and len(self.args) > 1:
-            raise DefinitionError(f"{cls.__name__}: forward takes *{self.args[-1]} beside other arguments",
-                                  hint="Let *xs be the only argument, and make the others options of the class.")
-
-    def _read(self, cls: type[Function], name: str, waiting: tuple[str, ...] = ()) -> Rule:
-        """The rule or shared method of this name, and whatever it names that must be computed first."""
-        method = getattr(cls, name)
-        names = tuple(inspect.signature(method).parameters)[1:]
-        given = {*self.args, *self.outputs, *self.gradients, *(["i"] if self.variadic else [])}
-        for wanted in names:
-            if wanted in given or wanted in self.shared:
-                continue
-            if wanted in (name, *waiting):
-                raise DefinitionError(f"{cls.__name__}.{name} names {wanted!r}, which needs {name} first")
-            if not inspect.isfunction(getattr(cls, wanted, None)):
-                raise DefinitionError(f"{cls.__name__}.{name} names {wanted!r}, which is no input, output, gradient or method",
-                                      inputs=self.args, outputs=self.outputs, gradients=self.gradients)
-            self.shared[wanted] = self._read(cls, wanted, (*waiting, name))
-        return Rule(method, names)
-
-    def kept(self, wanted: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Numbers of the inputs and of the outputs that the rules name, where bit i of `wanted` asks for the gradient of input i."""
-        if wanted not in self._kept:
-            names: set[str] = set()
-            todo = [rule for i, rule in enumerate(self.rules) if rule and (self.variadic or wanted >> i & 1)]
-            while todo:
-                for name in todo.pop().names:
-                    if name in self.shared and name not in names:
-                        todo.append(self.shared[name])
-                    names.add(name)
-            inputs = tuple(i for i, name in enumerate(self.args) if name in names)
-            self._kept[wanted] = (tuple(range(wanted.bit_length())) if self.variadic and inputs else inputs,
-                                  tuple(k for k, name in enumerate(self.outputs) if name in names))
-        return self._kept[wanted]
 
 
 @dataclass_transform(eq_default=False)
@@ -258,12 +191,14 @@ class Node:
     its output Tensor, so that a graph has no reference cycle and is gone with the last Tensor that leads to it.
     """
 
-    __slots__ = ("checksums", "edges", "function", "inputs", "like", "line", "name", "order", "outputs", "stack", "versions", "watchers")
+    __slots__ = ("checksums", "due", "edges", "function", "inputs", "like", "line", "name", "order", "outputs", "stack", "versions",
+                 "watchers")
 
     def __init__(self, function: Function, xs: tuple, arrays: list[Any], ys: tuple, wanted: int, on: Mode):
         plan = function.plan
         kept_inputs, kept_outputs = plan.kept(wanted)
         edges: list[Any] = []
+        due: list[int] = []
         versions: list[tuple[Tensor, int]] | None = None
         for i, x in enumerate(xs):
             edge: Any = None
@@ -272,10 +207,12 @@ class Node:
                     edge = (x.node, x.index)
                 elif x._requires_grad:
                     edge = x
-                if edge is not None and not plan.variadic and plan.rules[i] is None:
-                    raise GraphError(f"{function.name}: {function.label(i)} is not differentiable, and requires a gradient",
-                                     hint=f"Give it detached: {function.label(i)}.detach(). In a Function of your own, write "
-                                          f"grad_{function.label(i)}.")
+                if edge is not None:
+                    due.append(i)
+                    if not plan.variadic and plan.rules[i] is None:
+                        raise GraphError(f"{function.name}: {function.label(i)} is not differentiable, and requires a gradient",
+                                         hint=f"Give it detached: {function.label(i)}.detach(). In a Function of your own, write "
+                                              f"grad_{function.label(i)}.")
                 # a leaf that is kept, or that the output is a view of, must still be the same when the rules run
                 if x.node is None and (i in kept_inputs or (edge is not None and ys[0].base is not None)):
                     versions = versions or []
@@ -289,6 +226,9 @@ class Node:
         self.function: Any = function                       # None once freed
         self.name = function.name
         self.edges = edges
+        if len(due) > 1:
+            due.sort(key=lambda i: arrays[i].size)
+        self.due = tuple(due)                               # whose gradients are wanted, in the order of their rules: see plan.py
         self.like = tuple([(y.shape, y.dtype) for y in ys])
         self.versions: list[tuple[Tensor, int]] | None = versions
         self.order = next(_order)

@@ -18,8 +18,9 @@ import numpy as np
 from minidl import backend
 from minidl.backend import Array
 from minidl.errors import DefinitionError, ShapeError
-from minidl.graph import PASSING, Node, Plan, freed
+from minidl.graph import PASSING, Node, freed
 from minidl.modes import check_finite, mode, switched
+from minidl.plan import Step
 from minidl.tensor import Tensor, make
 from minidl.watchers import watched
 
@@ -65,7 +66,6 @@ class Walk:
         self.numerics = mode.get().numerics
         self.useful: set[Edge] | None = None                        # edges that lead to something wanted; None if all do
         self.gradients: dict[Edge, Any] = {}                        # under way, complete or not
-        self.own: set[Edge] = set()                                 # sums that this pass allocated, and may write into
         self.found: dict[Edge, Any] = {}                            # of the targets
         self.uses: dict[Tensor, int] = {}                           # of leaves with a ready hook: how many are still to come
         self.heap: list[tuple[int, Node]] = []
@@ -102,7 +102,7 @@ class Walk:
         return [mine for mine in edge.watchers.observers if any(mine is other for other in self.observers)]
 
     def _arrive(self, edge: Edge, gradient: Any) -> None:
-        """Add a gradient to what is there: the first is borrowed, the second makes a new sum, from the third on it is added in place."""
+        """Add a gradient to what is there: into that array itself if nobody else holds it, and into a new one otherwise."""
         there = self.gradients.get(edge)
         if there is None:
             if type(edge) is tuple:
@@ -110,13 +110,12 @@ class Walk:
                 if len(node.like) == 1 or not any((node, k) in self.gradients for k in range(len(node.like))):
                     heapq.heappush(self.heap, (-node.order, node))
             self.gradients[edge] = gradient
-        elif edge in self.own:
-            there += gradient
         elif self.create_graph:
             self.gradients[edge] = there + gradient
+        elif _unshared(sys.getrefcount(there), there):
+            there += gradient
         else:
             self.gradients[edge] = _array(there + gradient)
-            self.own.add(edge)
 
     def _visit(self, node: Node) -> None:
         """Run the rules of one Node, whose gradient is complete."""
@@ -134,19 +133,24 @@ class Walk:
         if node.versions is not None or node.checksums is not None:
             node.check_kept()
 
-        values = Values(node, gradients, self.create_graph)
-        for i, edge in enumerate(node.edges):
-            if edge is None:
-                continue
+        due = node.due
+        if self.useful is not None:
+            due = tuple(i for i in due if node.edges[i] in self.useful or self._seeing(node.edges[i]))
+        values = self._values(node, gradients)
+        del gradients                                               # what `values` lets go of is gone
+        if not self.retain and not self.observers:
+            node.release()
+        for step in function.plan.steps(due):
             try:
-                gradient = self._apply_rule(node, function.plan, values, i, edge)
+                gradient = self._run(step, values, node, function)
             except Exception as error:
-                error.add_note(f"  in the backward pass of {node.where()}, in the gradient of {function.label(i)}")
+                error.add_note(f"  in the backward pass of {node.where()}, in the gradient of {function.label(step.i)}")
                 if isinstance(error, TypeError) and "ufunc" in str(error):
                     error.add_note("  NumPy's functions take no Tensors: write a rule with operators and minidl.functions")
                 raise
             if gradient is None:
                 continue
+            edge = node.edges[step.i]
             self._arrive(edge, gradient)
             del gradient                                            # so that a leaf finds itself the only one to hold it
             if self.uses and edge in self.uses:
@@ -156,30 +160,62 @@ class Walk:
         if not self.retain:
             node.release()
 
-    def _apply_rule(self, node: Node, plan: Plan, values: Values, i: int, edge: Edge) -> Any:
-        """The gradient of argument number i, in its shape and dtype; None if nobody wants it."""
-        if plan.variadic:
-            values["i"] = i
-        method, names = plan.rules[0 if plan.variadic else i]       # type: ignore[misc]   # an edge has a rule
-        if self.observers:
+    def _values(self, node: Node, gradients: list[Any]) -> dict[str, Any]:
+        """What the rules of a Node may name: gradients, of which zeros stand for those that did not arrive, inputs and outputs."""
+        plan = node.function.plan
+        values = dict(zip(plan.gradients, gradients))
+        if len(gradients) > 1:
+            present = next(_plain(gradient) for gradient in gradients if gradient is not None)
+            for name, gradient, (shape, dtype) in zip(plan.gradients, gradients, node.like):
+                if gradient is None:
+                    zeros = backend.of(present).zeros(shape, dtype)
+                    values[name] = make(zeros) if self.create_graph else zeros
+        if not self.create_graph:
+            values.update(node.inputs)
+            values.update(node.outputs)
+            return values
+        # the same arrays, each at its place in the graph, so that what the rules do is recorded
+        for name, x in node.inputs.items():
+            values[name] = [node.at(i, each) for i, each in enumerate(x)] if plan.variadic else node.argument(name)
+        for name, y in node.outputs.items():
+            values[name] = make(y, node, plan.outputs.index(name))
+        return values
+
+    def _run(self, step: Step, values: dict[str, Any], node: Node, function: Any) -> Any:
+        """Run one step of a plan. A shared value goes to the others; a gradient comes back, in its argument's shape and dtype."""
+        edge = node.edges[step.i]
+        if function.plan.variadic:
+            values["i"] = step.i
+        if self.observers and not step.shared:
             for observer in self._seeing(edge):
-                observer.see(_plain(values.get("x")), _plain(values[names[0]]), node)
-        if self.useful is not None and edge not in self.useful:
+                observer.see(_plain(node.inputs.get("x")), _plain(values[step.names[0]]), node)
+        args = [values[name] for name in step.names]
+        for name in step.last:
+            del values[name]
+        if not step.shared and self.useful is not None and edge not in self.useful:
             return None
-        gradient = method(node.function, *[values[name] for name in names])
-        if type(gradient) in PASSING:
-            raise DefinitionError(f"{node.name}: the rule for {node.function.label(i)} gave a {type(gradient).__name__}, and no gradient",
+        if step.out and not self.create_graph:
+            first = args[0]
+            out = first if _unshared(sys.getrefcount(first), first) else None
+            result = step.method(function, *args, out=out)
+        else:
+            result = step.method(function, *args)
+        if step.shared:
+            values[step.shared] = result
+            return None
+        if type(result) in PASSING:
+            raise DefinitionError(f"{node.name}: the rule for {function.label(step.i)} gave a {type(result).__name__}, and no gradient",
                                   hint="A rule gives an array, or a Tensor if it was given Tensors.")
         shape, dtype = (edge.shape, edge.dtype) if isinstance(edge, Tensor) else edge[0].like[edge[1]]
-        if gradient.shape != shape:
-            gradient = _summed(gradient, shape, node, i)
-        if gradient.dtype != dtype:
-            gradient = gradient.astype(dtype)
+        if result.shape != shape:
+            result = _summed(result, shape, node, function.label(step.i))
+        if result.dtype != dtype:
+            result = result.astype(dtype)
         if not self.create_graph:
-            gradient = _array(gradient)
+            result = _array(result)
         if self.numerics:
-            check_finite(gradient, f"{node.name}: the gradient of {node.function.label(i)}", node.stack, node.line)
-        return gradient
+            check_finite(result, f"{node.name}: the gradient of {function.label(step.i)}", node.stack, node.line)
+        return result
 
     def _show(self, watchers: Any, gradient: Any) -> Any:
         """Run the hooks of an inner Tensor and leave its `.grad`, where somebody asked for it."""
@@ -225,11 +261,7 @@ class Walk:
             gradient = self._hooked(leaf.watchers.hooks, gradient)
         if self.create_graph:
             return self._copy(gradient)
-        alone = sys.getrefcount(gradient) <= ALONE
-        base: Any = gradient.base
-        if alone and base is not None:                              # a view of the whole of an array that only the view holds is as good
-            alone = getattr(base, "size", 0) == gradient.size and base.base is None and sys.getrefcount(base) <= ALONE + 1
-        return gradient if alone else gradient.copy()
+        return gradient if _unshared(sys.getrefcount(gradient) + 1, gradient) else gradient.copy()
 
     def _copy(self, gradient: Any) -> Any:
         return gradient * 1 if self.create_graph else gradient.copy()       # times 1: a copy that stays in the graph
@@ -240,39 +272,6 @@ class Walk:
         if before is not None:
             gradient = before + gradient if self.create_graph else _array(before._data + gradient)
         tensor._grad = gradient if self.create_graph else make(gradient)
-
-
-class Values(dict):
-    """What the rules of one Node may name. Shared methods, and gradients that did not arrive, are made when first named."""
-
-    def __init__(self, node: Node, gradients: list[Any], create_graph: bool):
-        plan = node.function.plan
-        self.node, self.create_graph = node, create_graph
-        for name, gradient in zip(plan.gradients, gradients):
-            if gradient is not None:
-                self[name] = gradient
-        if not create_graph:
-            self.update(node.inputs)
-            self.update(node.outputs)
-            return
-        # the same arrays, each at its place in the graph, so that what the rules do is recorded
-        for name, x in node.inputs.items():
-            self[name] = [node.at(i, each) for i, each in enumerate(x)] if plan.variadic else node.argument(name)
-        for name, y in node.outputs.items():
-            self[name] = make(y, node, plan.outputs.index(name))
-
-    def __missing__(self, name: str) -> Any:
-        function = self.node.function
-        if name in function.plan.shared:
-            method, names = function.plan.shared[name]
-            value = method(function, *[self[part] for part in names])
-        else:                                                       # the gradient of an output that nobody used
-            shape, dtype = self.node.like[function.plan.gradients.index(name)]
-            present = next(_plain(self[other]) for other in function.plan.gradients if other in self)
-            value = backend.of(present).zeros(shape, dtype)
-            value = make(value) if self.create_graph else value
-        self[name] = value
-        return value
 
 
 def reached(edges: Iterable[Edge]) -> list[Node]:
@@ -299,11 +298,10 @@ def sum_to(x: Any, shape: tuple[int, ...]) -> Any:
     return x.sum(axis=axes, keepdims=True).reshape(shape)
 
 
-def _summed(gradient: Any, shape: tuple[int, ...], node: Node, i: int) -> Any:
+def _summed(gradient: Any, shape: tuple[int, ...], node: Node, name: str) -> Any:
     try:
         return sum_to(gradient, shape)
     except ShapeError:
-        name = node.function.label(i)
         raise DefinitionError(f"{node.name}: the rule for {name} gave a gradient of shape {gradient.shape}, and {name} has {shape}",
                               hint="A gradient has the shape of its argument, or one that the argument broadcasts to.") from None
 
@@ -323,7 +321,21 @@ def _tensor(x: Any) -> Tensor:
 
 def _count_references() -> int:
     x = np.empty(1)
-    return sys.getrefcount(x)
+    held = [x]
+    return sys.getrefcount(x) if held else 0
 
 
-ALONE = _count_references()         # what Python counts for an array that one local variable holds, and nobody else
+HELD = _count_references()          # what Python counts for an array that a local variable and a list or dictionary hold, and nobody else
+
+
+def _unshared(references: int, x: Array) -> bool:
+    """Whether x can be written into: nobody else holds it, or the array that it is a view of, and it is a view of the whole of that.
+
+    references: what Python counted where a local variable and one list or dictionary hold x.
+    """
+    if references > HELD:
+        return False
+    base: Any = x.base
+    if base is not None and (getattr(base, "size", 0) != x.size or base.base is not None or sys.getrefcount(base) > HELD):
+        return False
+    return bool(getattr(x.flags, "writeable", True))
