@@ -202,13 +202,13 @@ def add_columns(image: Array, columns: Array, size: Pair, window: Window, rows: 
 
 
 def pieces(images: int, numbers: int, out: Pair) -> Iterator[tuple[slice, slice]]:
-    """Cut output positions so that the columns of a piece stay within PIECE: by images, or by rows of an image that is too large.
+    """Cut output positions so that the columns of a piece stay near PIECE: by images, or by rows of an image that is too large.
 
     numbers: how many are under the window at a position, in all channels. out: (OH, OW).
     """
-    per_row = numbers * out[1]
+    per_row = max(numbers * out[1], 1)
     at_once = max(1, PIECE // max(per_row * out[0], 1))
-    rows = out[0] if at_once > 1 else min(out[0], max(1, PIECE // max(per_row, 1)))
+    rows = -(-out[0] // max(1, per_row * out[0] // PIECE))      # pieces of one size: an image that is just too large stays whole
     for image in range(0, images, at_once):
         for row in range(0, out[0], max(rows, 1)):
             yield slice(image, image + at_once), slice(row, min(row + rows, out[0]))
