@@ -1,27 +1,37 @@
 """Where numbers are crunched: functions from arrays to arrays, without graph and without parameters.
 
-reference.py is the page to read. Operations call kernels by their names here, so that a faster twin can take a name's place.
+The files called reference are the pages to read. Operations call kernels by their names here, where a faster twin may take the call:
+see twins.py. The faster ones for the CPU are in cpu/.
 """
 
-from minidl.kernels.reference import (
-    ALGORITHMS,
-    col2im,
-    conv2d,
-    conv2d_input,
-    conv2d_patch_moments,
-    conv2d_weights,
-    im2col,
-    max_pool2d,
-    max_pool2d_gather,
-    max_pool2d_scatter,
-    sum_pool2d,
-    sum_pool2d_spread,
-)
-from minidl.kernels.reference_layers import activation, activation_gradient, channel_sums, dropout_mask, erf, matmul
+from minidl.kernels import reference, reference_layers
+from minidl.kernels.products import matmul
+from minidl.kernels.reference import ALGORITHMS, col2im, im2col
+from minidl.kernels.reference_layers import dropout_mask, erf
+from minidl.kernels.twins import compiled, twinned, using
 from minidl.kernels.window import Pair, Window, pair
 
+conv2d = twinned(reference.conv2d)
+conv2d_input = twinned(reference.conv2d_input)
+conv2d_weights = twinned(reference.conv2d_weights)
+conv2d_patch_moments = twinned(reference.conv2d_patch_moments)
+max_pool2d = twinned(reference.max_pool2d)
+max_pool2d_scatter = twinned(reference.max_pool2d_scatter)
+max_pool2d_gather = twinned(reference.max_pool2d_gather)
+sum_pool2d = twinned(reference.sum_pool2d)
+sum_pool2d_spread = twinned(reference.sum_pool2d_spread)
+activation = twinned(reference_layers.activation)
+activation_gradient = twinned(reference_layers.activation_gradient)
+channel_sums = twinned(reference_layers.channel_sums)
+batch_norm = twinned(reference_layers.batch_norm)
+batch_norm_gradient = twinned(reference_layers.batch_norm_gradient)
+batch_norm_inference = twinned(reference_layers.batch_norm_inference)
+layer_norm = twinned(reference_layers.layer_norm)
+layer_norm_gradient = twinned(reference_layers.layer_norm_gradient)
+
 __all__ = [
-    "ALGORITHMS", "Pair", "Window", "activation", "activation_gradient", "channel_sums", "col2im", "conv2d", "conv2d_input",
-    "conv2d_patch_moments", "conv2d_weights", "dropout_mask", "erf", "im2col", "matmul", "max_pool2d", "max_pool2d_gather",
-    "max_pool2d_scatter", "pair", "sum_pool2d", "sum_pool2d_spread",
+    "ALGORITHMS", "Pair", "Window", "activation", "activation_gradient", "batch_norm", "batch_norm_gradient", "batch_norm_inference",
+    "channel_sums", "col2im", "compiled", "conv2d", "conv2d_input", "conv2d_patch_moments", "conv2d_weights", "dropout_mask", "erf",
+    "im2col", "layer_norm", "layer_norm_gradient", "matmul", "max_pool2d", "max_pool2d_gather", "max_pool2d_scatter", "pair",
+    "sum_pool2d", "sum_pool2d_spread", "using",
 ]

@@ -1,0 +1,112 @@
+"""Python compiled to machine code, kept on disk, and run on the pool.
+
+`compiled` is Numba's njit with a cache of its own: Numba alone would not notice that a kernel is out of date when the change is in
+another file from which it takes a part. Here the cache carries a hash of all files of this folder. Several processes may compile at
+once: each writes to a file of its own and renames it. A kernel is compiled when it is first called, for the CPU that it runs on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numba
+import numpy as np
+from numba.core import caching
+
+from minidl import pool
+
+ALONE = 100_000         # multiply-adds, or numbers moved times four, that take less time than waking another thread
+
+
+def folder() -> Path:
+    """Where compiled kernels are kept: kernels/ in the folder that MINIDL_CACHE names, or else in ~/.cache/minidl."""
+    return Path(os.environ.get("MINIDL_CACHE") or "~/.cache/minidl").expanduser() / "kernels"
+
+
+@functools.cache
+def sources() -> str:
+    """A hash of everything that the kernels are made from."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class _Place:
+    """Tells Numba where the compiled code of a function lies, and from what it was made."""
+
+    def __init__(self, function: Callable[..., Any], path: str):
+        self.name = Path(path).stem
+
+    @classmethod
+    def from_function(cls, function: Callable[..., Any], path: str) -> _Place | None:
+        place = cls(function, path)
+        try:
+            place.ensure_cache_path()
+        except OSError:
+            return None                                     # a home that cannot be written to: compile anew in each process
+        return place
+
+    def ensure_cache_path(self) -> None:
+        os.makedirs(self.get_cache_path(), exist_ok=True)
+        if not os.access(self.get_cache_path(), os.W_OK | os.X_OK):
+            raise PermissionError(self.get_cache_path())
+
+    def get_cache_path(self) -> str:
+        return str(folder() / sources())
+
+    def get_source_stamp(self) -> str:
+        return sources()
+
+    def get_disambiguator(self) -> str:
+        return self.name
+
+
+class _Files(caching.CompileResultCacheImpl):
+    _locator_classes: ClassVar = [_Place]
+
+
+class _Cache(caching.FunctionCache):
+    _impl_class = _Files
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile a function when it is first called, and keep the result on disk. It runs without Python's lock.
+
+    Arguments are ints (addresses, sizes, strides) and floats, so that one compiled form serves all shapes and layouts.
+    """
+    dispatcher = numba.njit(nogil=True, error_model="numpy", fastmath={"contract", "nsz"})(function)
+    with contextlib.suppress(RuntimeError):                 # where there is no place to keep it
+        dispatcher._cache = _Cache(function)
+    return dispatcher
+
+
+def inner(function: Callable[..., Any]) -> Any:
+    """Compile a part of kernels: it is built into each kernel that calls it."""
+    return numba.njit(nogil=True, error_model="numpy", fastmath={"contract", "nsz"}, inline="never")(function)
+
+
+def run(kernel: Any, pieces: int, work: float, room: int, *arguments: Any) -> None:
+    """Call a kernel on the threads of the pool: kernel(counter, pieces, scratch, *arguments).
+
+    The kernel takes the numbers of its pieces from the counter, 0 ... pieces - 1, with `take(counter)`. work: about how many
+    multiply-adds it does in all; a small one stays on this thread. room: float32 numbers of scratch memory for each thread.
+    """
+    counter = np.zeros(1, np.int64)
+    where = address(counter)
+
+    def job() -> None:
+        kernel(where, pieces, address(pool.scratch(room)), *arguments)
+
+    pool.together(job, min(pieces, pool.usable()) if work > ALONE else 1)
+
+
+def address(x: np.ndarray) -> int:
+    """Where an array's first number lies."""
+    return x.__array_interface__["data"][0]
