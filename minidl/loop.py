@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minidl import backend, optim
+from minidl import backend, memory, optim
 from minidl import functions as F
 from minidl.autograd import no_grad
 from minidl.backend import Array
@@ -92,6 +92,7 @@ def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int 
     if resume is not None:
         run.load_state(*resume)
 
+    memory.tune_allocator()             # the arrays of a step find the memory of the step before
     # Step 1, initialise W, was done by whoever made the model (models.create), or by the checkpoint.
     for callback in callbacks:
         callback.start(run)
@@ -130,6 +131,7 @@ def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int 
             end_epoch(run, test, objective, callbacks)
     for callback in callbacks:
         callback.end(run)
+    memory.give_back()
     return run.history
 
 
