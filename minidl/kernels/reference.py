@@ -17,7 +17,7 @@ from minidl import backend
 from minidl.backend import Array
 from minidl.errors import ArgumentError
 from minidl.kernels import reference_fft as fft
-from minidl.kernels.reference_layers import activation as activated
+from minidl.kernels.reference_layers import activated
 from minidl.kernels.window import Pair, Window
 
 PIECE = 2**18           # numbers in a piece of columns: 1 MB in float32

@@ -1,4 +1,4 @@
-"""The reference kernels for what layers do beside convolution: products of matrices, activations, dropout.
+"""The reference kernels for what layers do beside convolution: products of matrices, activations, normalization, dropout.
 
 As in reference.py: array in, array out, on NumPy and on CuPy, written to be read.
 """
@@ -39,9 +39,120 @@ def activation_gradient(gy: Array, y: Array, name: str) -> Array:
     return gy * (1 - y * y) if name == "tanh" else gy * y * (1 - y)
 
 
+activated = activation                  # for kernels that have an argument of that name
+
+
 def channel_sums(gy: Array) -> Array:
     """The sum over all axes but the second: (N, C) or (N, C, H, W) gives (C,). The gradient of a bias a channel."""
-    return gy.sum(axis=(0, *range(2, gy.ndim)))
+    return gy.sum(axis=channels_of(gy)[0])
+
+
+# Normalization
+
+
+def batch_norm(x: Array, gamma: Array, beta: Array, eps: float, activation: str | None = None) -> tuple[Array, Array, Array]:
+    """Each channel with its mean taken off and divided by its deviation, then scaled and shifted, and through an activation.
+
+    x: (N, C, ...). gamma, beta: (C,). Gives y of x's shape, and mean and variance (C,). The variance is the mean of squared distances
+    from the mean, found in a second look: a large mean does not swallow it.
+    """
+    over, wide = channels_of(x)
+    mean = x.mean(axis=over)
+    y = x - mean.reshape(wide)
+    var = (y * y).mean(axis=over)
+    y *= (gamma / backend.of(x).sqrt(var + eps)).reshape(wide)
+    y += beta.reshape(wide)
+    return (y if activation is None else activated(y, activation)), mean, var
+
+
+def batch_norm_gradient(gy: Array, x: Array, gamma: Array, mean: Array, var: Array, eps: float, gmean: Array | None = None,
+                        gvar: Array | None = None) -> tuple[Array, Array, Array]:
+    """The gradients by x, gamma and beta: gx has x's shape, ggamma and gbeta are (C,).
+
+    gy: the gradient at y before its activation. gmean, gvar: (C,), the gradients at the mean and the variance, if there are any. With
+    r = 1 / sqrt(var + eps) and u = (x - mean) r, gx = gamma r (gy - mean(gy) - u mean(gy u)) + (gmean + 2 gvar (x - mean)) / n: a number
+    a channel times gy, plus one times x - mean, plus one.
+    """
+    over, wide = channels_of(x)
+    n = x.size // x.shape[1]
+    r = 1 / backend.of(x).sqrt(var + eps)
+    centred = x - mean.reshape(wide)
+    gbeta = gy.sum(axis=over)
+    ggamma = (gy * centred).sum(axis=over) * r
+    scale = gamma * r
+    slope, shift = scale * r * ggamma * (-1 / n), scale * gbeta * (-1 / n)
+    if gmean is not None:
+        shift += gmean * (1 / n)
+    if gvar is not None:
+        slope += gvar * (2 / n)
+    centred *= slope.reshape(wide)
+    gx = gy * scale.reshape(wide)
+    gx += centred
+    gx += shift.reshape(wide)
+    return gx, ggamma, gbeta
+
+
+def batch_norm_inference(x: Array, gamma: Array, beta: Array, mean: Array, var: Array, eps: float,
+                         activation: str | None = None) -> Array:
+    """Batch normalization by a mean and a variance (C,) that are known: a number a channel times x, plus one."""
+    _, wide = channels_of(x)
+    scale = gamma / backend.of(x).sqrt(var + eps)
+    y = x * scale.reshape(wide)
+    y += (beta - mean * scale).reshape(wide)
+    return y if activation is None else activated(y, activation)
+
+
+def layer_norm(x: Array, gamma: Array | None, beta: Array | None, axes: int, eps: float) -> tuple[Array, Array, Array]:
+    """The numbers along the last axes, together, with their mean taken off and divided by their deviation; then scaled and shifted.
+
+    x: (N, ...). axes: how many are normalized over. gamma, beta: of the shape of these axes, or None. Gives y of x's shape, and mean and
+    variance of the shape of the other axes.
+    """
+    over = tuple(range(x.ndim - axes, x.ndim))
+    mean = x.mean(axis=over, keepdims=True)
+    y = x - mean
+    var = (y * y).mean(axis=over, keepdims=True)
+    y /= backend.of(x).sqrt(var + eps)
+    if gamma is not None:
+        y *= gamma
+    if beta is not None:
+        y += beta
+    return y, mean.reshape(x.shape[:-axes]), var.reshape(x.shape[:-axes])
+
+
+def layer_norm_gradient(gy: Array, x: Array, gamma: Array | None, mean: Array, var: Array, axes: int, eps: float,
+                        gmean: Array | None = None, gvar: Array | None = None) -> tuple[Array, Array, Array]:
+    """The gradients by x, gamma and beta, as for `batch_norm_gradient`, with u gamma for u: gx = r (gu - mean(gu) - u mean(gu u)) + ...
+
+    gmean, gvar: of the shape of the mean. ggamma is what it would be where gamma is None.
+    """
+    over, others = tuple(range(x.ndim - axes, x.ndim)), tuple(range(x.ndim - axes))
+    n = math.prod(x.shape[-axes:])
+    wide = (*x.shape[:-axes], *[1] * axes)
+    r = 1 / backend.of(x).sqrt(var + eps).reshape(wide)
+    u = x - mean.reshape(wide)
+    u *= r
+    gx = gy if gamma is None else gy * gamma
+    along = gx * u
+    slope, shift = along.mean(axis=over, keepdims=True) * -r, gx.mean(axis=over, keepdims=True) * -r
+    if gmean is not None:
+        shift += gmean.reshape(wide) * (1 / n)
+    if gvar is not None:
+        slope += gvar.reshape(wide) / r * (2 / n)               # x - mean is u / r
+    ggamma = (gy * u).sum(axis=others)
+    u *= slope
+    gx = gx * r
+    gx += u
+    gx += shift
+    return gx, ggamma, gy.sum(axis=others)
+
+
+def channels_of(x: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The axes of x other than that of the channels, and the shape that a number a channel has beside x."""
+    return (0, *range(2, x.ndim)), (1, -1, *[1] * (x.ndim - 2))
+
+
+# Chance
 
 
 def dropout_mask(xp: Any, shape: tuple[int, ...], p: float, seed: int, step: int, layer: int, first: int = 0) -> Array:

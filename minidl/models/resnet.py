@@ -15,7 +15,7 @@ class Block(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int, generator: Source, dtype: Any):
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False, generator=generator, dtype=dtype)
-        self.norm1 = nn.BatchNorm(outputs, dtype=dtype)
+        self.norm1 = nn.BatchNorm(outputs, activation="relu", dtype=dtype)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False, generator=generator, dtype=dtype)
         self.norm2 = nn.BatchNorm(outputs, dtype=dtype)
         self.around = None if stride == 1 and inputs == outputs else nn.Sequential(
@@ -24,7 +24,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Any) -> Any:
-        y = F.relu(self.norm1(self.conv1(x)))
+        y = self.norm1(self.conv1(x))
         y = self.norm2(self.conv2(y))
         return F.relu(y + (x if self.around is None else self.around(x)))
 
@@ -40,7 +40,7 @@ class ResNet18(nn.Module):
         inputs, _, _ = image_shape("resnet18", input_shape)
         rng = backend.generator(generator)
         self.stem = nn.Sequential(nn.Conv2d(inputs, 64, 3, padding=1, bias=False, generator=rng, dtype=dtype),
-                                  nn.BatchNorm(64, dtype=dtype), nn.ReLU())
+                                  nn.BatchNorm(64, activation="relu", dtype=dtype))
         self.stages = nn.Sequential()
         inputs = 64
         for outputs, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):

@@ -150,7 +150,8 @@ class BatchNorm(Module):
 
     In training by the mean and variance of the batch, which also move `running_mean` and `running_var` (the unbiased variance) by the
     fraction `momentum`; with momentum None these are the mean over all batches so far. In evaluation by the running ones.
-    ShapeError in training for a single number a channel, which has no variance. Ioffe and Szegedy, ICML 2015.
+    activation: fused: "relu", "tanh", "sigmoid" or None. ShapeError in training for a single number a channel, which has no variance.
+    Ioffe and Szegedy, ICML 2015.
 
     >>> from minidl import nn
     >>> nn.BatchNorm(1)(np.array([[1.0], [3.0]], np.float32)).data.round(2).ravel()
@@ -159,10 +160,13 @@ class BatchNorm(Module):
 
     buffers = ("running_mean", "running_var", "steps")
 
-    def __init__(self, channels: int, momentum: float | None = 0.1, eps: float = 1e-5, *, dtype: Any = "float32"):
+    def __init__(self, channels: int, momentum: float | None = 0.1, eps: float = 1e-5, *, activation: str | None = None,
+                 dtype: Any = "float32"):
+        check_activation("BatchNorm", activation)
         self.channels = count("BatchNorm", "channels", channels)
         self.momentum = None if momentum is None else number("BatchNorm", "momentum", momentum, 0, 1 + 1e-12)
         self.eps = number("BatchNorm", "eps", eps, 0)
+        self.activation = activation
         shape, kind = (self.channels,), float_type(dtype, "BatchNorm")
         self.gamma, self.beta = Parameter(ones(shape, dtype=kind)), Parameter(zeros(shape, dtype=kind))
         self.running_mean, self.running_var = np.zeros(shape, kind), np.ones(shape, kind)
@@ -170,12 +174,12 @@ class BatchNorm(Module):
 
     def forward(self, x: Any) -> Any:
         if not self.training:
-            return F.batch_norm_inference(x, self.gamma, self.beta, self.running_mean, self.running_var, self.eps)
+            return F.batch_norm_inference(x, self.gamma, self.beta, self.running_mean, self.running_var, self.eps, self.activation)
         n = x.size // self.channels
         if n == 1:
             raise ShapeError("batch_norm: one number a channel has no variance", x=f"{x.shape} (N, C, ...)",
                              hint="Train with larger minibatches (drop a last one of one example), or switch to evaluation: model.eval().")
-        y, mean, var = F.batch_norm(x, self.gamma, self.beta, self.eps)
+        y, mean, var = F.batch_norm(x, self.gamma, self.beta, self.eps, self.activation)
         self.steps += 1
         rate = 1 / self.steps if self.momentum is None else self.momentum
         # new arrays, because a graph may still hold the old ones
@@ -184,7 +188,7 @@ class BatchNorm(Module):
         return y
 
     def describe(self) -> str:
-        return shown(f"{self.channels}", momentum=(self.momentum, 0.1), eps=(self.eps, 1e-5))
+        return shown(f"{self.channels}", momentum=(self.momentum, 0.1), eps=(self.eps, 1e-5), activation=(self.activation, None))
 
 
 class LayerNorm(Module):
