@@ -6,13 +6,15 @@
     optim, data     how and from what it learns         minidl.optim.SGD, minidl.data.load("digits")
     loop            fit and evaluate: the training loop     minidl.loop.fit
     testing         gradients held against numbers          minidl.testing.gradcheck
+    threads         how many work at a time                 with minidl.threads(4): ...
     At the shell: python -m minidl.train, python -m minidl.predict
 """
 
 from minidl import data, functions, models, nn, optim
 from minidl.autograd import Function, Observer, check_numerics, check_saved, grad, hvp, no_grad
+from minidl.pool import threads
 from minidl.tensor import Tensor
 
 __version__ = "0.1.0"
 __all__ = ["Function", "Observer", "Tensor", "check_numerics", "check_saved", "data", "functions", "grad", "hvp", "models", "nn", "no_grad",
-           "optim"]
+           "optim", "threads"]
