@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import minidl
-from cases import FunctionCase, along, says
+from cases import ACTIVATIONS, FunctionCase, along, each, says
 from minidl import Tensor
 from minidl import functions as F
-from minidl.errors import DtypeError, GraphError, ShapeError
+from minidl.errors import ArgumentError, DtypeError, GraphError, ShapeError
 
 IMAGES = ((4, 3), (3, 2, 4, 5), (5, 1), (2, 3, 4), (1, 2, 3, 3))
 
@@ -30,18 +30,20 @@ def per_channel(p, x):
 class TestBatchNorm(FunctionCase):
     functions = ("batch_norm",)
 
+    examples = 10
+
     def inputs(self, draw):
         x = draw.array(draw.choice(*IMAGES))
-        return x, draw.array(x.shape[1:2]), draw.array(x.shape[1:2]), draw.choice(1e-5, 1e-2)
+        return x, draw.array(x.shape[1:2]), draw.array(x.shape[1:2]), draw.choice(1e-5, 1e-2), draw.choice(None, "tanh", "relu", "sigmoid")
 
-    def forward(self, x, gamma, beta, eps):
-        return F.batch_norm(x, gamma, beta, eps)
+    def forward(self, x, gamma, beta, eps, activation):
+        return F.batch_norm(x, gamma, beta, eps, activation)
 
-    def expected(self, x, gamma, beta, eps):
+    def expected(self, x, gamma, beta, eps, activation):
         over = (0, *range(2, x.ndim))
         mean, var = along(average, x, over), along(variance, x, over)
         u = (x - per_channel(mean, x)) / np.sqrt(per_channel(var, x) + eps)
-        return u * per_channel(gamma, x) + per_channel(beta, x), mean, var
+        return each(ACTIVATIONS[activation], u * per_channel(gamma, x) + per_channel(beta, x)), mean, var
 
 
 class TestBatchNormInference(FunctionCase):
@@ -51,16 +53,17 @@ class TestBatchNormInference(FunctionCase):
     def inputs(self, draw):
         x = draw.array(draw.choice(*IMAGES))
         gamma, beta, mean = (draw.array(x.shape[1:2]) for _ in range(3))
-        return x, gamma, beta, mean, draw.array(x.shape[1:2], low=0.1, high=2), draw.choice(1e-5, 1e-2)
+        activation = draw.choice(None, "relu", "tanh")
+        return x, gamma, beta, mean, draw.array(x.shape[1:2], low=0.1, high=2), draw.choice(1e-5, 1e-2), activation
 
-    def forward(self, x, gamma, beta, mean, var, eps):
-        return F.batch_norm_inference(x, gamma, beta, mean, var, eps)
+    def forward(self, x, gamma, beta, mean, var, eps, activation):
+        return F.batch_norm_inference(x, gamma, beta, mean, var, eps, activation)
 
-    def expected(self, x, gamma, beta, mean, var, eps):
+    def expected(self, x, gamma, beta, mean, var, eps, activation):
         y = np.empty(x.shape)
         for place in np.ndindex(x.shape):
             c = place[1]
-            y[place] = gamma[c] * (x[place] - mean[c]) / math.sqrt(var[c] + eps) + beta[c]
+            y[place] = ACTIVATIONS[activation](gamma[c] * (x[place] - mean[c]) / math.sqrt(var[c] + eps) + beta[c])
         return y
 
 
@@ -130,6 +133,17 @@ class TestNumbers:
         assert var.tolist() == [1] and np.allclose(y.ravel(), [-1, 1, -1, 1], atol=1e-4)
         assert np.allclose(F.layer_norm(x.T), y.T)
 
+    def test_nor_the_gradient(self):
+        """u is -1 and 1 in turn: gx = gy - mean(gy) - u mean(gy u), divided by the deviation."""
+        x, gamma, beta = leaves(*(np.array(a, np.float32) for a in ([[9999], [10001], [9999], [10001]], [1], [0])))
+        gy = np.array([[1], [2], [3], [5]], np.float32)
+        F.batch_norm(x, gamma, beta)[0].backward(gy)
+        np.testing.assert_allclose(x.grad.data.ravel(), gy.ravel() - 2.75 - np.array([-1, 1, -1, 1]) * 0.75, atol=1e-4)
+        assert math.isclose(gamma.grad.item(), 3, rel_tol=1e-4) and beta.grad.item() == 11
+        (row,) = leaves(x.data.T.copy())
+        F.layer_norm(row).backward(gy.T)
+        np.testing.assert_allclose(row.grad.data, x.grad.data.T, atol=1e-4)
+
     def test_float32_stays_to_second_order_whatever_eps_is(self):
         x, gamma, beta = leaves(*(np.arange(n, dtype=np.float32).reshape(shape) for n, shape in ((12, (4, 3)), (3, 3), (3, 3))))
         eps = np.float64(1e-3)
@@ -177,6 +191,12 @@ class TestErrors:
                 function(x, [1.0], p)
         with pytest.raises(DtypeError, match=says("batch_norm: gamma is a NoneType")):
             F.batch_norm(x, None, None)
+
+    def test_activations(self):
+        for call in (lambda: F.batch_norm(self.X, self.P, self.P, activation="gelu"),
+                     lambda: F.batch_norm_inference(self.X, self.P, self.P, self.P, self.P, activation="gelu")):
+            with pytest.raises(ArgumentError, match=says("batch_norm", "activation 'gelu' is not one that can be fused")):
+                call()
 
     def test_known_statistics_have_no_gradient(self):
         with pytest.raises(GraphError, match=says("batch_norm_inference: mean is not differentiable", "detach()")):

@@ -49,6 +49,32 @@ def test_channel_sums(shape):
         np.testing.assert_allclose(reference.channel_sums(order(gy)), wanted, atol=1e-14)
 
 
+class TestNormalization:
+    """Values and gradients are tested with the functions; here is what these leave out."""
+
+    @pytest.mark.parametrize("shape", [(4, 3), (2, 3, 4, 2)])
+    def test_the_gradients_of_mean_and_variance_may_be_left_out(self, shape):
+        x, gy, (gamma, beta) = numbers(*shape), numbers(*shape) + 1, numbers(2, 3)
+        _, mean, var = reference.batch_norm(x, gamma, beta, 0.1)
+        zeros = np.zeros(3)
+        for mine, theirs in zip(reference.batch_norm_gradient(gy, x, gamma, mean, var, 0.1),
+                                reference.batch_norm_gradient(gy, x, gamma, mean, var, 0.1, zeros, zeros)):
+            np.testing.assert_array_equal(mine, theirs)
+        _, mean, var = reference.layer_norm(x, None, None, 1, 0.1)
+        for mine, theirs in zip(reference.layer_norm_gradient(gy, x, None, mean, var, 1, 0.1),
+                                reference.layer_norm_gradient(gy, x, None, mean, var, 1, 0.1, np.zeros(mean.shape), np.zeros(mean.shape))):
+            np.testing.assert_array_equal(mine, theirs)
+
+    def test_nothing_is_written_to(self):
+        x, gy, p = numbers(2, 3, 4, 2), numbers(2, 3, 4, 2), np.ones(3)
+        for array in (x, gy, p):
+            array.flags.writeable = False
+        results = (*reference.batch_norm(x, p, p, 0.1, "relu"), *reference.batch_norm_gradient(gy, x, p, p, p, 0.1, p, p),
+                   reference.batch_norm_inference(x, p, p, p, p, 0.1, "relu"), *reference.layer_norm(x, None, None, 3, 0.1),
+                   *reference.layer_norm_gradient(gy, x, None, np.ones(2), np.ones(2), 3, 0.1, np.ones(2), np.ones(2)))
+        assert not any(np.shares_memory(result, array) for result in results for array in (x, gy, p))
+
+
 def test_matmul_takes_batches():
     a, b = numbers(2, 1, 3, 4), numbers(5, 4, 2)
     np.testing.assert_allclose(reference.matmul(a, b), np.einsum("...ik,...kj->...ij", a, b))

@@ -81,6 +81,15 @@ class TestBatchNorm(LayerCase):
         return y
 
 
+class TestActivatedBatchNorm(TestBatchNorm):
+    def make(self, generator):
+        return nn.BatchNorm(3, eps=0.01, activation="tanh")
+
+    def expected(self, layer, *inputs):
+        y = super().expected(layer, *inputs)
+        return None if y is None else np.tanh(y)
+
+
 class TestLayerNorm(LayerCase):
     layers = ("LayerNorm",)
 
