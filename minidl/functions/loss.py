@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from minidl import backend
+from minidl import backend, kernels
 from minidl.errors import ArgumentError, DtypeError, LabelError, ShapeError
 from minidl.functions.activation import sigmoid, softmax
 from minidl.functions.shape import broadcast_to, check_arrays
+from minidl.functions.steps import by_kernel
 from minidl.graph import Function
 from minidl.tensor import Tensor
 
@@ -52,18 +53,36 @@ class Loss(Function):
         return gy if self.reduction == "none" else broadcast_to(gy * self.scale, self.shape)
 
 
+# loss = -t . log softmax(x), t the smoothed one-hot row of a label: gx = softmax(x) - t
+@by_kernel("softmax_cross_entropy_gradient")
+def softmax_cross_entropy_gradient(x, labels, smoothing, each):
+    return (softmax(x, axis=1) - _target(x.data, labels, smoothing)) * each.reshape(-1, 1)
+
+
+class ClassCrossEntropy(Loss):
+    """The usual case: a row of logits an example, and class ids."""
+
+    name = "softmax_cross_entropy"
+    kind = "categorical"
+    label_smoothing: float = 0.0
+
+    def forward(self, x, labels):
+        self.labels = labels
+        return self.reduced(kernels.softmax_cross_entropy(x, labels, self.label_smoothing))
+
+    def grad_x(self, each, x):
+        return softmax_cross_entropy_gradient(x, self.labels, self.label_smoothing, each)
+
+
 class SoftmaxCrossEntropy(Loss):
+    """Any case: probabilities for labels, and more axes."""
+
     kind = "categorical"
     label_smoothing: float = 0.0
 
     def forward(self, x, labels):
         xp = backend.of(x)
-        if labels.dtype.kind == "f":
-            target = labels.astype(x.dtype)
-        else:
-            ids = xp.arange(x.shape[1]).reshape(-1, *[1] * (x.ndim - 2))
-            target = (ids == xp.expand_dims(labels, 1)).astype(x.dtype)         # one-hot
-        self.target = target * (1 - self.label_smoothing) + self.label_smoothing / x.shape[1]
+        self.target = _target(x, labels, self.label_smoothing)
         self.mass = self.target.sum(axis=1, keepdims=True)
         top = x.max(axis=1, keepdims=True)
         log_p = x - top
@@ -109,6 +128,14 @@ class BinaryCrossEntropy(Loss):
         return -each * x
 
 
+def _target(x, labels, smoothing):
+    """Labels as probabilities of x's shape: class ids as one-hot rows, with a part of each spread over all classes."""
+    if labels.dtype.kind != "f":
+        xp = backend.of(x)
+        labels = xp.arange(x.shape[1]).reshape(-1, *[1] * (x.ndim - 2)) == xp.expand_dims(labels, 1)
+    return labels.astype(x.dtype) * (1 - smoothing) + smoothing / x.shape[1]
+
+
 def softmax_cross_entropy(x: Any, labels: Any, label_smoothing: float = 0.0, reduction: str = "mean") -> Any:
     """Cross-entropy between the softmax of x and the labels.
 
@@ -142,7 +169,8 @@ def softmax_cross_entropy(x: Any, labels: Any, label_smoothing: float = 0.0, red
         if array.size and (int(array.min()) < 0 or int(array.max()) >= classes):
             raise LabelError(f"{name}: labels run from {int(array.min())} to {int(array.max())}, and there are {classes} classes",
                              hint=f"Class ids are 0 ... {classes - 1}.")
-    return SoftmaxCrossEntropy(reduction, float(label_smoothing))(x, labels)
+    usual = labels.dtype.kind != "f" and len(x.shape) == 2
+    return (ClassCrossEntropy if usual else SoftmaxCrossEntropy)(reduction, float(label_smoothing))(x, labels)
 
 
 def mse(x: Any, target: Any, reduction: str = "mean") -> Any:

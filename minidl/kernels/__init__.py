@@ -28,10 +28,12 @@ batch_norm_gradient = twinned(reference_layers.batch_norm_gradient)
 batch_norm_inference = twinned(reference_layers.batch_norm_inference)
 layer_norm = twinned(reference_layers.layer_norm)
 layer_norm_gradient = twinned(reference_layers.layer_norm_gradient)
+softmax_cross_entropy = twinned(reference_layers.softmax_cross_entropy)
+softmax_cross_entropy_gradient = twinned(reference_layers.softmax_cross_entropy_gradient)
 
 __all__ = [
     "ALGORITHMS", "Pair", "Window", "activation", "activation_gradient", "batch_norm", "batch_norm_gradient", "batch_norm_inference",
     "channel_sums", "col2im", "compiled", "conv2d", "conv2d_input", "conv2d_patch_moments", "conv2d_weights", "dropout_mask", "erf",
     "im2col", "layer_norm", "layer_norm_gradient", "matmul", "max_pool2d", "max_pool2d_gather", "max_pool2d_scatter", "pair",
-    "sum_pool2d", "sum_pool2d_spread", "using",
+    "softmax_cross_entropy", "softmax_cross_entropy_gradient", "sum_pool2d", "sum_pool2d_spread", "using",
 ]

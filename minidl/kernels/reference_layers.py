@@ -1,4 +1,4 @@
-"""The reference kernels for what layers do beside convolution: products of matrices, activations, normalization, dropout.
+"""The reference kernels for what layers do beside convolution: products, activations, normalization, the usual loss, dropout.
 
 As in reference.py: array in, array out, on NumPy and on CuPy, written to be read.
 """
@@ -150,6 +150,35 @@ def layer_norm_gradient(gy: Array, x: Array, gamma: Array | None, mean: Array, v
 def channels_of(x: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The axes of x other than that of the channels, and the shape that a number a channel has beside x."""
     return (0, *range(2, x.ndim)), (1, -1, *[1] * (x.ndim - 2))
+
+
+# The usual loss
+
+
+def softmax_cross_entropy(x: Array, labels: Array, smoothing: float) -> Array:
+    """- log of the probability that the softmax of a row of x gives to its label: (N, C) and class ids (N,) give (N,).
+
+    smoothing: the part of a label that is spread evenly over all classes. A class masked out by -infinity costs nothing unless it is
+    the label, or has a part of it.
+    """
+    xp = backend.of(x)
+    z = x - x.max(axis=1, keepdims=True)
+    total = xp.log(xp.exp(z).sum(axis=1))
+    losses = total if smoothing == 1 else total - z[xp.arange(len(z)), labels] * (1 - smoothing)
+    return losses - z.sum(axis=1) * (smoothing / x.shape[1]) if smoothing else losses
+
+
+def softmax_cross_entropy_gradient(x: Array, labels: Array, smoothing: float, each: Array) -> Array:
+    """gx = (softmax(x) - target) each, where each (N,) is the gradient of every loss; it may be one number, repeated."""
+    xp = backend.of(x)
+    gx = x - x.max(axis=1, keepdims=True)
+    xp.exp(gx, out=gx)
+    gx /= gx.sum(axis=1, keepdims=True)
+    if smoothing:
+        gx -= smoothing / x.shape[1]
+    gx[xp.arange(len(gx)), labels] -= 1 - smoothing
+    gx *= each.reshape(-1, 1)
+    return gx
 
 
 # Chance

@@ -75,6 +75,33 @@ class TestNormalization:
         assert not any(np.shares_memory(result, array) for result in results for array in (x, gy, p))
 
 
+class TestSoftmaxCrossEntropy:
+    X = np.array([[1e4, -1e4, 0], [-1e4, 1e4, 0], [0, -np.inf, 0], [0, -np.inf, 0], [0.5, 1, 2]])
+    LABELS = np.array([0, 0, 2, 1, 2], np.uint8)
+
+    def test_extremes(self):
+        with np.errstate(over="raise", invalid="raise"):
+            losses = reference.softmax_cross_entropy(self.X, self.LABELS, 0.0)
+            gx = reference.softmax_cross_entropy_gradient(self.X, self.LABELS, 0.0, np.broadcast_to(2.0, 5))
+        last = np.exp(self.X[4]) / np.exp(self.X[4]).sum()
+        np.testing.assert_allclose(losses, [0, 2e4, math.log(2), math.inf, -math.log(last[2])])
+        np.testing.assert_allclose(gx / 2, [[0, 0, 0], [-1, 1, 0], [0.5, 0, -0.5], [0.5, -1, 0.5], last - [0, 0, 1]], atol=1e-15)
+
+    def test_a_masked_class_that_has_a_part_of_the_label_costs_everything(self):
+        for smoothing in (0.1, 1.0):
+            losses = reference.softmax_cross_entropy(self.X[2:4], self.LABELS[2:4], smoothing)
+            assert losses.tolist() == [math.inf, math.inf]
+
+    @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+    def test_nothing_is_written_to_and_float32_stays(self, smoothing):
+        x, each = numbers(4, 3, dtype="float32"), np.ones(4, np.float32)
+        before = x.copy()
+        losses = reference.softmax_cross_entropy(x, self.LABELS[:4], smoothing)
+        gx = reference.softmax_cross_entropy_gradient(x, self.LABELS[:4], smoothing, each)
+        assert losses.dtype == gx.dtype == np.float32 and (each == 1).all()
+        np.testing.assert_array_equal(x, before)
+
+
 def test_matmul_takes_batches():
     a, b = numbers(2, 1, 3, 4), numbers(5, 4, 2)
     np.testing.assert_allclose(reference.matmul(a, b), np.einsum("...ik,...kj->...ij", a, b))
