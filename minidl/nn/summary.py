@@ -1,8 +1,9 @@
-"""What a model is made of, as a table: output shapes, parameters, multiply-adds, memory of the activations."""
+"""What a model is made of, as a table: output shapes, parameters, multiply-adds, memory of the activations and of a training step."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 from minidl import backend
 from minidl.autograd import no_grad
 from minidl.errors import ArgumentError
+from minidl.nn.footprint import Footprint, footprint
 from minidl.nn.module import Module
+from minidl.nn.options import count
 from minidl.tensor import Tensor
 
 
@@ -42,6 +45,7 @@ class Summary:
     trainable: int
     multiply_adds: int
     activation_bytes: int
+    step: Footprint | None = None           # the memory of a training step, if a batch was given
 
     def __str__(self) -> str:
         head = ("path", "layer", "output", "parameters", "multiply-adds", "activations")
@@ -58,15 +62,26 @@ class Summary:
 
         frozen = self.parameters - self.trainable
         title = f"{self.model} on {_shape(self.input_shape)}" + (f", {frozen:,} of its parameters frozen" if frozen else "")
-        return "\n".join([title, rule, line(head), rule, *map(line, body), rule, line(total)])
+        lines = [title, rule, line(head), rule, *map(line, body), rule, line(total)]
+        if self.step is not None:
+            parts = {"parameters": self.step.parameters, "optimizer": self.step.state, "minibatch": self.step.minibatch}
+            lines.append(f"a training step of {self.step.batch:,}: about {_bytes(self.step.peak)} at its peak, with "
+                         + ", ".join(f"{_bytes(n)} of {what}" for what, n in parts.items() if n > 1024))
+        return "\n".join(lines)
 
 
-def summary(model: Module, input_shape: tuple[int, ...], dtype: Any = None) -> Summary:
+def summary(model: Module, input_shape: tuple[int, ...], dtype: Any = None, *, batch: int | None = None,
+            optimizer: Callable[[Any], Any] | None = None, loss: Callable[[Any, Any], Any] | None = None) -> Summary:
     """Run a model once on zeros and say what it is made of: one row for each layer that has no layers inside, or parameters of its own.
 
     input_shape: of one example, without the batch axis: (C, H, W). dtype: of the input; that of the first parameter unless given (ids
     for an embedding need "int64"). Multiply-adds are counted for layers that have a method `multiply_adds`: affine, convolution and
     its transpose; numbers are for one example. The model is left as it was. ShapeError, with the layer, if the shape does not fit.
+
+    batch: of a training step, whose memory on a CPU is then predicted too, from steps of a few examples on a copy. Counted is all that
+    NumPy allocates: parameters, gradients, activations, the inputs, what kernels need meanwhile, and what the optimizer remembers, if
+    it is told how to make one: `optimizer=minidl.optim.Adam`, or `lambda model: optim.SGD(model, lr=0.1, momentum=0.9)`.
+    loss(outputs, x): the loss as a Tensor; squares of the outputs unless given, which need less than a loss over many outputs.
 
     >>> from minidl import nn
     >>> print(nn.summary(nn.Sequential(nn.Affine(4, 8), nn.ReLU(), nn.Affine(8, 2)), (4,)))
@@ -116,9 +131,11 @@ def summary(model: Module, input_shape: tuple[int, ...], dtype: Any = None) -> S
             module.training = mode
     rows += [Row(path, type(module).__name__, None, owned[path], 0, 0) for path, module in modules if path in owned and path not in counted]
     sizes = [(parameter.size, parameter.requires_grad) for parameter in model.parameters()]
+    activations = sum(row.activation_bytes for row in rows)
+    step = None if batch is None else footprint(model, tuple(input_shape), x.dtype, count("summary", "batch", batch), activations,
+                                                optimizer, loss)
     return Summary(type(model).__name__, tuple(input_shape), tuple(rows), sum(size for size, _ in sizes),
-                   sum(size for size, free in sizes if free), sum(row.multiply_adds for row in rows),
-                   sum(row.activation_bytes for row in rows))
+                   sum(size for size, free in sizes if free), sum(row.multiply_adds for row in rows), activations, step)
 
 
 def _own_parameters(model: Module) -> dict[str, int]:
