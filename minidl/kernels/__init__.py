@@ -4,10 +4,11 @@ The files called reference are the pages to read. Operations call kernels by the
 see twins.py. The faster ones for the CPU are in cpu/.
 """
 
-from minidl.kernels import reference, reference_layers
+from minidl.kernels import reference, reference_layers, reference_updates
 from minidl.kernels.products import matmul
 from minidl.kernels.reference import ALGORITHMS, col2im, im2col
 from minidl.kernels.reference_layers import dropout_mask, erf
+from minidl.kernels.reference_updates import in_pieces
 from minidl.kernels.twins import compiled, twinned, using
 from minidl.kernels.window import Pair, Window, pair
 
@@ -30,10 +31,13 @@ layer_norm = twinned(reference_layers.layer_norm)
 layer_norm_gradient = twinned(reference_layers.layer_norm_gradient)
 softmax_cross_entropy = twinned(reference_layers.softmax_cross_entropy)
 softmax_cross_entropy_gradient = twinned(reference_layers.softmax_cross_entropy_gradient)
+sgd_update = twinned(reference_updates.sgd_update)
+adam_update = twinned(reference_updates.adam_update)
 
 __all__ = [
-    "ALGORITHMS", "Pair", "Window", "activation", "activation_gradient", "batch_norm", "batch_norm_gradient", "batch_norm_inference",
-    "channel_sums", "col2im", "compiled", "conv2d", "conv2d_input", "conv2d_patch_moments", "conv2d_weights", "dropout_mask", "erf",
-    "im2col", "layer_norm", "layer_norm_gradient", "matmul", "max_pool2d", "max_pool2d_gather", "max_pool2d_scatter", "pair",
-    "softmax_cross_entropy", "softmax_cross_entropy_gradient", "sum_pool2d", "sum_pool2d_spread", "using",
+    "ALGORITHMS", "Pair", "Window", "activation", "activation_gradient", "adam_update", "batch_norm", "batch_norm_gradient",
+    "batch_norm_inference", "channel_sums", "col2im", "compiled", "conv2d", "conv2d_input", "conv2d_patch_moments", "conv2d_weights",
+    "dropout_mask", "erf", "im2col", "in_pieces", "layer_norm", "layer_norm_gradient", "matmul", "max_pool2d", "max_pool2d_gather",
+    "max_pool2d_scatter", "pair", "sgd_update", "softmax_cross_entropy", "softmax_cross_entropy_gradient", "sum_pool2d",
+    "sum_pool2d_spread", "using",
 ]

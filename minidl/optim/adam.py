@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from minidl import backend
+from minidl import backend, kernels
 from minidl.backend import Array
 from minidl.optim.optimizer import Optimizer, Parameters, State, check_numbers, register
 from minidl.optim.schedule import Number
@@ -29,6 +29,9 @@ class Adam(Optimizer):
     array([0.9])
     """
 
+    elementwise = False         # the kernel cuts into pieces what it likes to
+    decoupled = False           # whether weight decay is kept out of the gradient
+
     def __init__(self, model: Parameters, lr: Number = 0.001, beta1: Number = 0.9, beta2: Number = 0.999, eps: Number = 1e-8,
                  weight_decay: Number = 0.0, groups: Any = None):
         super().__init__(model, groups, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
@@ -39,15 +42,7 @@ class Adam(Optimizer):
 
     def update(self, w: Array, g: Array, state: State, t: int, lr: float, beta1: float, beta2: float, eps: float,
                weight_decay: float) -> None:
-        if weight_decay:
-            g = g + weight_decay * w
-        m, v = state["m"], state["v"]
-        m *= beta1
-        m += (1 - beta1) * g
-        v *= beta2
-        v += (1 - beta2) * g * g
-        root = backend.of(v).sqrt(v) * (1 / math.sqrt(1 - beta2 ** t)) + eps
-        w -= (lr / (1 - beta1 ** t)) * m / root
+        kernels.adam_update(w, g, state["m"], state["v"], t, lr, beta1, beta2, eps, weight_decay, self.decoupled)
 
     def check(self, lr: Number, beta1: Number, beta2: Number, eps: Number, weight_decay: Number) -> None:
         check_numbers(type(self).__name__, lr=(lr, 0, math.inf), beta1=(beta1, 0, 1), beta2=(beta2, 0, 1), eps=(eps, 0, math.inf),
@@ -66,11 +61,8 @@ class AdamW(Adam):
     array([0.95])
     """
 
+    decoupled = True
+
     def __init__(self, model: Parameters, lr: Number = 0.001, beta1: Number = 0.9, beta2: Number = 0.999, eps: Number = 1e-8,
                  weight_decay: Number = 0.01, groups: Any = None):
         super().__init__(model, lr, beta1, beta2, eps, weight_decay, groups)
-
-    def update(self, w: Array, g: Array, state: State, t: int, lr: float, beta1: float, beta2: float, eps: float,
-               weight_decay: float) -> None:
-        w *= 1 - lr * weight_decay
-        super().update(w, g, state, t, lr, beta1, beta2, eps, 0.0)

@@ -8,11 +8,11 @@ memory is keyed by the parameter's path in the model.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
-from minidl import backend
+from minidl import backend, kernels
 from minidl.backend import Array
 from minidl.errors import ArgumentError, DefinitionError, GraphError, nearest
 from minidl.names import Names
@@ -25,8 +25,6 @@ from minidl.tensor import Tensor
 Parameters = Module | Mapping[str, Tensor]      # what is learned: a model, or leaves by a path of one's own
 State = dict[str, Array]
 Kind = TypeVar("Kind", bound="type[Optimizer]")
-
-PIECE = 1 << 15         # numbers of which the arrays of an update fit into a core's cache together
 
 
 class Optimizer:
@@ -86,8 +84,9 @@ class Optimizer:
         for path, p in due.items():
             w, g, state = p.data, p.grad.data, self._state_beside(path, p.data)     # type: ignore[union-attr]   # due says so
             self.updates[path] += 1
-            for part in _pieces(w, g, state) if self.elementwise else [(w, g, state)]:
-                self.update(*part, self.updates[path], **now[id(self.changes[path])])
+            arrays = (w, g, *state.values())
+            for w, g, *parts in kernels.in_pieces(*arrays) if self.elementwise else (arrays,):
+                self.update(w, g, dict(zip(state, parts)), self.updates[path], **now[id(self.changes[path])])
             p.version += 1                                              # a graph that holds w now knows that it has changed
         self.last_lr = usual.get("lr")
         self.steps += 1
@@ -170,18 +169,6 @@ class Optimizer:
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         return f"{type(self).__name__}({len(self.parameters)} parameters, {options})"
-
-
-def _pieces(w: Array, g: Array, state: State) -> Iterator[tuple[Array, Array, State]]:
-    """Large arrays on the CPU a piece at a time: a rule of several operations then reads memory once, and its temporaries are in cache."""
-    arrays = [w, g, *state.values()]
-    if w.size <= PIECE or backend.device_of(w) != "cpu" or not all(x.flags.c_contiguous and x.shape == w.shape for x in arrays):
-        yield w, g, state
-        return
-    flat = [x.reshape(-1) for x in arrays]          # views
-    for start in range(0, w.size, PIECE):
-        here, its_g, *rest = (x[start:start + PIECE] for x in flat)
-        yield here, its_g, dict(zip(state, rest))
 
 
 def parameters_of(caller: str, model: Any) -> dict[str, Tensor]:

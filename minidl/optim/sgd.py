@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from minidl import backend
+from minidl import backend, kernels
 from minidl.backend import Array
 from minidl.errors import ArgumentError
 from minidl.optim.optimizer import Optimizer, Parameters, State, check_numbers, register
@@ -29,6 +29,8 @@ class SGD(Optimizer):
     array([0.95])
     """
 
+    elementwise = False         # the kernel cuts into pieces what it likes to
+
     def __init__(self, model: Parameters, lr: Number, momentum: Number = 0.0, nesterov: bool = False, weight_decay: Number = 0.0,
                  groups: Any = None):
         super().__init__(model, groups, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
@@ -38,14 +40,7 @@ class SGD(Optimizer):
 
     def update(self, w: Array, g: Array, state: State, t: int, lr: float, momentum: float, nesterov: bool,
                weight_decay: float) -> None:
-        if weight_decay:
-            g = g + weight_decay * w
-        if momentum:
-            v = state["velocity"]
-            v *= momentum
-            v += g
-            g = g + momentum * v if nesterov else v
-        w -= lr * g
+        kernels.sgd_update(w, g, state["velocity"] if momentum else None, lr, momentum, nesterov, weight_decay)
 
     def check(self, lr: Number, momentum: Number, nesterov: bool, weight_decay: Number) -> None:
         check_numbers("SGD", lr=(lr, 0, math.inf), momentum=(momentum, 0, 1), weight_decay=(weight_decay, 0, math.inf))

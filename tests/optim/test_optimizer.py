@@ -8,6 +8,7 @@ import pytest
 import strict  # noqa: F401   makes the strict device known
 from minidl import Tensor, backend, nn, optim
 from minidl.errors import ArgumentError, CheckpointError, DefinitionError, GraphError, NumericsError
+from minidl.kernels import reference_updates
 from minidl.optim import optimizer as module
 
 X = np.array([[1.0, 2.0], [3.0, 5.0]], np.float32)
@@ -328,6 +329,28 @@ class TestRegistry:
         assert w.data.tolist() == [-0.5, 0.5]
         with pytest.raises(DefinitionError, match="an optimizer 'sign' already"):
             optim.register("sign")(optim.SGD)
+
+    def test_an_own_rule_is_given_large_arrays_in_pieces_unless_it_says_no(self, monkeypatch):
+        monkeypatch.setattr(reference_updates, "PIECE", 4)
+
+        class Mean(optim.Optimizer):
+            def start(self, w, lr):
+                return {"sum": np.zeros_like(w)}
+
+            def update(self, w, g, state, t, lr):
+                shapes.append((w.shape, g.shape, state["sum"].shape))
+                state["sum"] += g
+                w -= lr / t * state["sum"]
+
+        class Whole(Mean):
+            elementwise = False
+        for kind, wanted in ((Mean, [((4,),) * 3, ((2,),) * 3]), (Whole, [((2, 3),) * 3])):
+            shapes = []
+            w = nn.Parameter(np.zeros((2, 3)))
+            w.grad = np.arange(6.0).reshape(2, 3)
+            optimizer = kind({"w": w}, lr=1.0)
+            optimizer.step()
+            assert shapes == wanted and (w.data == -w.grad.data).all() and (optimizer.state["w"]["sum"] == w.grad.data).all()
 
     def test_one_without_a_rule_says_so(self):
         net = model()

@@ -6,6 +6,7 @@ import pytest
 import strict  # noqa: F401   makes the strict device known
 from minidl import backend, nn, optim
 from minidl.errors import ArgumentError
+from minidl.kernels import reference_updates
 
 STEPS = 20
 
@@ -80,7 +81,7 @@ class TestRule:
 
     def test_a_large_array_in_pieces_is_the_same_to_the_bit(self, kind, formula, options, monkeypatch):
         whole, _, _ = self.run(kind, options, "float32", size=1000)
-        monkeypatch.setattr(optim.optimizer, "PIECE", 64)
+        monkeypatch.setattr(reference_updates, "PIECE", 64)
         pieces, _, _ = self.run(kind, options, "float32", size=1000)
         np.testing.assert_array_equal(pieces, whole)
 
