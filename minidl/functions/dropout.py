@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from minidl import backend, kernels
+from minidl import kernels
 from minidl.errors import ArgumentError
+from minidl.functions.steps import by_kernel
 from minidl.graph import Function
 
 X = TypeVar("X")
+
+
+@by_kernel("dropout_gradient")
+def dropout_gradient(gy, mask, scale):
+    return gy * mask * scale
 
 
 class Dropout(Function):
@@ -21,12 +27,12 @@ class Dropout(Function):
     first: int = 0
 
     def forward(self, x):
-        self.mask = kernels.dropout_mask(backend.of(x), x.shape, self.p, *self.key, first=self.first)
-        return x * self.mask * (1 / (1 - self.p))
+        y, self.mask = kernels.dropout(x, self.p, *self.key, self.first)
+        return y
 
     # what was dropped gets nothing, the rest is scaled alike
     def grad_x(self, gy):
-        return gy * self.mask * (1 / (1 - self.p))
+        return dropout_gradient(gy, self.mask, 1 / (1 - self.p))
 
 
 def dropout(x: X, p: float = 0.5, seed: int = 0, step: int = 0, layer: int = 0, first: int = 0) -> X:

@@ -31,13 +31,15 @@ layer_norm = twinned(reference_layers.layer_norm)
 layer_norm_gradient = twinned(reference_layers.layer_norm_gradient)
 softmax_cross_entropy = twinned(reference_layers.softmax_cross_entropy)
 softmax_cross_entropy_gradient = twinned(reference_layers.softmax_cross_entropy_gradient)
+dropout = twinned(reference_layers.dropout)
+dropout_gradient = twinned(reference_layers.dropout_gradient)
 sgd_update = twinned(reference_updates.sgd_update)
 adam_update = twinned(reference_updates.adam_update)
 
 __all__ = [
     "ALGORITHMS", "Pair", "Window", "activation", "activation_gradient", "adam_update", "batch_norm", "batch_norm_gradient",
     "batch_norm_inference", "channel_sums", "col2im", "compiled", "conv2d", "conv2d_input", "conv2d_patch_moments", "conv2d_weights",
-    "dropout_mask", "erf", "im2col", "in_pieces", "layer_norm", "layer_norm_gradient", "matmul", "max_pool2d", "max_pool2d_gather",
-    "max_pool2d_scatter", "pair", "sgd_update", "softmax_cross_entropy", "softmax_cross_entropy_gradient", "sum_pool2d",
-    "sum_pool2d_spread", "using",
+    "dropout", "dropout_gradient", "dropout_mask", "erf", "im2col", "in_pieces", "layer_norm", "layer_norm_gradient", "matmul",
+    "max_pool2d", "max_pool2d_gather", "max_pool2d_scatter", "pair", "sgd_update", "softmax_cross_entropy",
+    "softmax_cross_entropy_gradient", "sum_pool2d", "sum_pool2d_spread", "using",
 ]

@@ -1,4 +1,4 @@
-"""The reference kernels for what layers do beside convolution: products, activations, normalization, the usual loss, dropout.
+"""The reference kernels for what layers do beside convolution: activations, normalization, the usual loss, dropout.
 
 As in reference.py: array in, array out, on NumPy and on CuPy, written to be read.
 """
@@ -11,11 +11,6 @@ from typing import Any
 
 from minidl import backend
 from minidl.backend import Array
-
-
-def matmul(a: Array, b: Array) -> Array:
-    """The product of matrices, for every matrix of a batch."""
-    return a @ b
 
 
 def activation(z: Array, name: str) -> Array:
@@ -182,6 +177,17 @@ def softmax_cross_entropy_gradient(x: Array, labels: Array, smoothing: float, ea
 
 
 # Chance
+
+
+def dropout(x: Array, p: float, seed: int, step: int, layer: int, first: int = 0) -> tuple[Array, Array]:
+    """x with zeros in place of a fraction p, and the others divided by 1 - p; and the mask, true where a number was kept."""
+    mask = dropout_mask(backend.of(x), x.shape, p, seed, step, layer, first)
+    return x * mask * (1 / (1 - p)), mask
+
+
+def dropout_gradient(gy: Array, mask: Array, scale: float) -> Array:
+    """What was dropped gets nothing, the rest is scaled alike."""
+    return gy * mask * scale
 
 
 def dropout_mask(xp: Any, shape: tuple[int, ...], p: float, seed: int, step: int, layer: int, first: int = 0) -> Array:

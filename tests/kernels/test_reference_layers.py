@@ -102,9 +102,13 @@ class TestSoftmaxCrossEntropy:
         np.testing.assert_array_equal(x, before)
 
 
-def test_matmul_takes_batches():
-    a, b = numbers(2, 1, 3, 4), numbers(5, 4, 2)
-    np.testing.assert_allclose(reference.matmul(a, b), np.einsum("...ik,...kj->...ij", a, b))
+def test_dropout():
+    x = numbers(4, 5, dtype="float32")
+    y, mask = reference.dropout(x, 0.3, 1, 2, 3, first=7)
+    assert y.dtype == np.float32 and mask.dtype == bool
+    np.testing.assert_array_equal(mask, reference.dropout_mask(np, (4, 5), 0.3, 1, 2, 3, first=7))
+    np.testing.assert_array_equal(y, np.where(mask, x * np.float32(1 / 0.7), 0))
+    np.testing.assert_array_equal(reference.dropout_gradient(x, mask, 1 / 0.7), y)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
