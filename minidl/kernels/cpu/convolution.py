@@ -202,15 +202,17 @@ def collect(counter, pieces, scratch, sums, parts, numbers, groups, count, input
         if piece >= pieces:
             return
         group, first = piece // shares, piece % shares * 16
-        for t in range(count):
-            for c in range(inputs):
-                source = sums + (((group * count + t) * inputs + c) * outputs) * 4
-                there = to + (group * outputs * inputs + c) * count * 4 + t * 4
-                for o in range(first, min(first + 16, outputs)):
-                    total = number(source + o * 4)
-                    for part in range(1, parts):
-                        total += number(source + part * numbers * 4 + o * 4)
-                    put(there + o * inputs * count * 4, total)
+        for some in range(0, inputs, 16):                       # so many that what is read stays in the cache from output to output
+            for o in range(first, min(first + 16, outputs)):
+                there = to + ((group * outputs + o) * inputs + some) * count * 4
+                for c in range(some, min(some + 16, inputs)):
+                    for t in range(count):
+                        source = sums + (((group * count + t) * inputs + c) * outputs + o) * 4
+                        total = number(source)
+                        for part in range(1, parts):
+                            total += number(source + part * numbers * 4)
+                        put(there, total)
+                        there += 4
 
 
 # The kernels' public face

@@ -17,7 +17,10 @@ from minidl.kernels.window import Pair, Window
 STRIP = 2**16           # float32 numbers of a strip: 256 KB, which a second-level cache holds beside a block of filters
 STRIPS = 16             # strips to have at least, where there are so many rows, so that threads end together
 SUMS = 8                # sums of the gradient by the filters that are kept apart and added at the end, in this order
-APART = 2**18           # numbers that these sums may have together; larger filters are shared out by their numbers instead
+APART = 2**19           # numbers that these sums may have together; larger filters are shared out by their numbers instead
+PAIRED = 2**18         # the same where a register tile reads but a few channels of it
+NEAR = 512              # positions whose gradients, of a block of outputs, stay in the first-level cache from one register tile to the next
+ANY = 2**31
 LARGE = 2**17           # filters of more numbers are not read again for the sake of more strips: their outputs are shared out
 
 
@@ -173,22 +176,22 @@ def _way_back(window: Window, axis: int, length: int, first: int) -> tuple[int, 
     return -(-(length - first) // stride), [(offset + padding, k) for offset, k in offsets], padding
 
 
-def cut(image: Images, positions: Pair, step: Pair, top: int, left: int, reach: Pair, room: int, filters: int) -> Cut:
+def cut(image: Images, positions: Pair, step: Pair, top: int, left: int, reach: Pair, room: int, fits: int, most: int, many: int) -> Cut:
     """Strips for a window that reaches so many rows and columns beyond its first.
 
-    room: numbers for the channels of a pixel in a copy. filters: numbers of all filters; each strip reads them all.
+    room: numbers for the channels of a pixel in a copy. fits, most: numbers and positions of a strip at most. many: strips that there
+    should be at least.
     """
     out_height, out_width = positions
     tall, wide = (out_height - 1) * step[0] + reach[0] + 1, (out_width - 1) * step[1] + reach[1] + 1
     copied = top > 0 or left > 0 or tall - top > image.height or wide - left > image.width or image.along_c != 4 or room != image.channels
 
     rows, per_row = out_height, wide * room
-    many = STRIPS if filters < LARGE else 1
-    images = max(1, min(STRIP // (tall * per_row), -(-image.n // many)))
+    images = max(1, min(fits // (tall * per_row), most // (out_height * out_width), -(-image.n // many)))
     if images == 1:                                             # bands of rows
-        fitting = (STRIP // per_row - reach[0] - 1) // step[0] + 1
+        fitting = (fits // per_row - reach[0] - 1) // step[0] + 1
         enough = max(-(-out_height * image.n // many), -(-4 * ROWS // out_width))
-        bands = -(-out_height // max(1, min(fitting, enough)))
+        bands = -(-out_height // max(1, min(fitting, enough, most // out_width)))
         rows = -(-out_height // bands)
     bands = -(-out_height // rows)
     strip_rows = (rows - 1) * step[0] + reach[0] + 1
@@ -214,7 +217,7 @@ def correlation(image: Images, positions: Pair, step: Pair, top: int, left: int,
     all_blocks = blocks if alike else blocks * groups
     block = len(taps) * inputs * BLOCK                          # numbers of its filters
     reach = max(tap.row for tap in taps), max(tap.column for tap in taps)
-    strips = cut(image, positions, step, top, left, reach, room, all_blocks * block)
+    strips = cut(image, positions, step, top, left, reach, room, STRIP, ANY, STRIPS if all_blocks * block < LARGE else 1)
 
     # where taps lie side by side, in the image as in the filter, a row of them is one run
     across = len({tap.column for tap in taps})
@@ -265,12 +268,14 @@ def pairing(image: Images, gy: Images, window: Window, groups: int) -> tuple[Pai
     outputs = groups if alike else gy.channels // groups
     inputs = 1 if alike else image.channels // groups
     room = -(-groups // BLOCK) * BLOCK if alike else image.channels
+    if room % 64 == 0:                                          # pixels a power of two apart would share a few lines of the cache
+        room += 16
     blocks = -(-outputs // BLOCK)
     taps = taps_of(window)
     numbers = groups * len(taps) * (1 if alike else inputs * outputs)
     reach = window.span[0] - 1, window.span[1] - 1
-    strips = cut(image, (gy.height, gy.width), window.stride, *window.padding, reach, room, 0)
-    gy_room = -(-gy.channels // LANES) * LANES if groups == 1 else room if alike else gy.channels + LANES
+    strips = cut(image, (gy.height, gy.width), window.stride, *window.padding, reach, room, PAIRED, NEAR, STRIPS)
+    gy_room = -(-gy.channels // LANES) * LANES if groups == 1 else -(-groups // BLOCK) * BLOCK if alike else gy.channels + LANES
     gy_copied = gy.along_c != 4 or gy_room != gy.channels
     gy_by_row, gy_by_column = (gy.width * gy_room * 4, gy_room * 4) if gy_copied else (gy.along_h, gy.along_w)
     beside = Cut(gy, gy.height, gy.width, 1, 1, strips.images, strips.rows, strips.bands, strips.strips, int(gy_copied), 0, 0,
@@ -289,7 +294,7 @@ def pairing(image: Images, gy: Images, window: Window, groups: int) -> tuple[Pai
     tiles = len(rows) // ROWS
     tasks = tiles * blocks * (1 if alike else groups)
     parts = max(1, min(SUMS, strips.strips, APART // max(numbers, 1)))
-    chunks = 1 if parts == min(SUMS, strips.strips) else min(tasks, STRIPS)
+    chunks = min(tasks, -(-SUMS // parts))                      # each share of the tasks copies the strips anew
     plan = Pairing(
         strips, beside, address(tables[0]), tables[0][0].nbytes, address(tables[1]), address(tables[2]), tiles, outputs, blocks, tasks,
         BLOCK * 4 if alike else 0, 0 if alike else inputs * 4, count * outputs * 4, numbers, parts, chunks, strips.size * 4,
