@@ -6,8 +6,9 @@ and brought back. Sines repeat: a period as long as the padded image is just eno
 wanted. A stride throws results away, a dilation puts zeros between the numbers of a filter.
 
 What it costs: each filter becomes as large as the image, together O * C / groups * H * W / 2 complex numbers, all held at once. A number
-of the result then takes about 2 C multiplications whatever the kernel, and not KH * KW * C; the transforms come on top. It wins for large
-kernels on images not much larger, from about 9 x 9, and loses for 3 x 3 and for strides. Errors are relative to an image's largest
+of the result then takes about 2 C multiplications whatever the kernel, and not KH * KW * C; the transforms come on top. Against im2col in
+reference.py, on images of 32 x 32 and 64 x 64 with 1 to 32 channels, it wins from 9 x 9 filters on (by 2 at 15 x 15), in the gradient by
+the images from 5 x 5; with 3 x 3 it takes 3 to 8 times as long, and strides make it worse. Errors are relative to an image's largest
 numbers. Mathieu, Henaff and LeCun, "Fast training of convolutional networks through FFTs", arXiv:1312.5851.
 
 Images come with their padding around them, and gradients of images go so; all else is as in reference.py. With the groups in front,
