@@ -2,7 +2,9 @@
 
     vector.py           what Python cannot say: vectors, and the register tile that everything that multiplies is made of
     compiled.py         compiling, keeping the result on disk, running on the pool
-    convolution.py      convolution and its two gradients; plans.py says where everything lies
+    convolution.py      convolution and its two gradients: which algorithm does what
+    direct.py           straight from the image; winograd.py, with a quarter of the multiplications
+    plans.py            where everything lies; strips.py, how it gets there
 """
 
 from collections.abc import Callable

@@ -1,327 +1,84 @@
-"""Convolution without columns: each output is summed up in registers, straight from the image.
+"""Convolution and its two gradients, compiled: which algorithm does a call, and what it is given.
 
-Three compiled kernels do everything. `correlate` slides taps over images: the forward pass with the filter's taps, and the gradient by
-the input with the same taps turned round, once for each remainder that a position can have by the stride. `pair_up` multiplies
-every number under the window with the gradients at its output: the gradient by the filters. `pack` brings filters into the order in
-which they are read. All use the register tile of vector.py.
-
-Images are worked on in (N, H, W, C) order under their (N, C, H, W) face, a strip at a time: so many images, or so many rows of one, as
-fit in a cache. A strip that needs padding, or lies in another order, is copied into scratch memory first. Which strips there are, and
-where everything lies in them, is planned once per shape, in plans.py.
+`choose` is the table of algorithms: the time that each would take for a shape, by what was measured, so that the same call is always
+done in the same way. direct.py and winograd.py do the work.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
 
-from minidl.kernels.cpu.compiled import compiled, inner, run
-from minidl.kernels.cpu.plans import Images, Tap, address, correlation, is_alike, pairing, taps_of, ways_back
-from minidl.kernels.cpu.vector import BLOCK, LANES, ROWS, clear, copy, entry, number, put, take, tile
+from minidl.errors import ArgumentError
+from minidl.kernels.cpu import direct, winograd
+from minidl.kernels.cpu.strips import empty
 from minidl.kernels.reference_layers import activation as activate
 from minidl.kernels.window import Pair, Window
 
-TWO, ONE = tile(2), tile(1)                                     # of two vectors of outputs, and of one
-TWO_ALIKE, ONE_ALIKE = tile(2, lanewise=True), tile(1, lanewise=True)
-
-
-# Compiled: images to strips, filters to blocks
-
-
-@inner
-def fill(to, room, image, first, rows, left, columns, height, width, channels, along_c, along_h, along_w):
-    """Copy rows of an image to (row, column, channel) order, each pixel in `room` numbers, with zeros beyond the image's edges.
-
-    first, left: the row and column of the image that come first, below 0 in the padding. rows, columns: how many are copied.
-    along_c, along_h, along_w: bytes from one channel, row, column of the image to the next.
-    """
-    begin, end = max(left, 0), min(left + columns, width)
-    for y in range(first, first + rows):
-        if y < 0 or y >= height or begin >= end:
-            clear(to, columns * room * 4)
-        else:
-            if room > channels:
-                clear(to, columns * room * 4)
-            else:
-                clear(to, (begin - left) * room * 4)
-                clear(to + (end - left) * room * 4, (left + columns - end) * room * 4)
-            line = image + y * along_h + begin * along_w
-            there = to + (begin - left) * room * 4
-            if along_c == 4 and along_w == channels * 4 and room == channels:
-                copy(there, line, (end - begin) * channels * 4)
-            elif along_c == 4:
-                for x in range(end - begin):
-                    copy(there + x * room * 4, line + x * along_w, channels * 4)
-            else:
-                for c in range(channels):
-                    for x in range(end - begin):
-                        put(there + (x * room + c) * 4, number(line + c * along_c + x * along_w))
-        to += columns * room * 4
-
-
-@compiled
-def pack(counter, pieces, scratch, w, taps, count, inputs, outputs, along_input, along_output, along_group, blocks, to):
-    """Filters in blocks of BLOCK outputs: for each block and tap and input the outputs side by side, zeros where there are none.
-
-    taps: the address of the bytes from a filter's first number to each tap's. along_...: bytes from one input, output, group to the next.
-    A piece is a block of a group.
-    """
-    while True:
-        piece = take(counter)
-        if piece >= pieces:
-            return
-        group, block = piece // blocks, piece % blocks
-        source = w + group * along_group + block * BLOCK * along_output
-        here = to + piece * count * inputs * BLOCK * 4
-        columns = min(BLOCK, outputs - block * BLOCK)
-        if columns < BLOCK:
-            clear(here, count * inputs * BLOCK * 4)
-        for some in range(0, inputs, 16):                       # a cache's worth of the block at a time
-            for j in range(columns):
-                for i in range(some, min(some + 16, inputs)):
-                    at = source + j * along_output + i * along_input
-                    for t in range(count):
-                        put(here + ((t * inputs + i) * BLOCK + j) * 4, number(at + entry(taps + 8 * t)))
-
-
-@inner
-def bring(cut, image, scratch, first_image, first_row, images):
-    """The address of a strip: of its copy in scratch memory, or of the image's own numbers where no copy is needed."""
-    if not cut.copied:
-        return image + first_image * cut.image.along_n + first_row * cut.step_h * cut.image.along_h
-    for i in range(images):
-        fill(scratch + i * cut.by_image, cut.room, image + (first_image + i) * cut.image.along_n, first_row * cut.step_h - cut.top,
-             cut.strip_rows, -cut.left, cut.strip_columns, cut.image.height, cut.image.width, cut.image.channels, cut.image.along_c,
-             cut.image.along_h, cut.image.along_w)
-    return scratch
-
-
-# Compiled: products
-
-
-@inner
-def slide(two, one, plan, counter, pieces, scratch, image, packed, start, out, relu):
-    cut = plan.cut
-    while True:
-        piece = take(counter)
-        if piece >= pieces:
-            return
-        strip, chunk = piece // plan.chunks, piece % plan.chunks
-        first_image, first_row = strip // cut.bands * cut.images, strip % cut.bands * cut.rows
-        images, rows = min(cut.images, cut.image.n - first_image), min(cut.rows, cut.out_height - first_row)
-        count = images * rows * cut.out_width
-        positions = plan.positions if images == cut.images and rows == cut.rows else plan.last_positions
-        left = bring(cut, image, scratch, first_image, first_row, images)
-        to = out + first_image * plan.out_n + first_row * plan.out_h
-        for block in range(chunk * plan.all_blocks // plan.chunks, (chunk + 1) * plan.all_blocks // plan.chunks):
-            group, first = block // plan.blocks, block % plan.blocks * BLOCK
-            columns = plan.outputs - first
-            at_left = left + block * plan.by_block + group * plan.by_group
-            right, begin, at = packed + block * plan.block_bytes, start + block * BLOCK * 4, to + (group * plan.outputs + first) * 4
-            for t in range(0, count, ROWS):
-                rows_of_tile = positions + t * 8
-                if columns > LANES:
-                    two(at_left, rows_of_tile, right, plan.runs, plan.left_offsets, plan.right_offsets, plan.length, plan.left_step,
-                        BLOCK * 4, begin, at, rows_of_tile + plan.places, columns, 0, relu)
-                else:
-                    one(at_left, rows_of_tile, right, plan.runs, plan.left_offsets, plan.right_offsets, plan.length, plan.left_step,
-                        BLOCK * 4, begin, at, rows_of_tile + plan.places, columns, 0, relu)
-
-
-@compiled
-def correlate(counter, pieces, scratch, plan, image, packed, start, out, relu):
-    """Slide taps over images: every output is the sum, over taps and input channels, of an image's number times a filter's.
-
-    plan: a Correlation. start: a number for each output, from which its sum begins. A piece is a strip and a share of the outputs.
-    """
-    slide(TWO, ONE, plan, counter, pieces, scratch, image, packed, start, out, relu)
-
-
-@compiled
-def correlate_alike(counter, pieces, scratch, plan, image, packed, start, out, relu):
-    """The same where each output sees one channel, its own: depthwise convolution."""
-    slide(TWO_ALIKE, ONE_ALIKE, plan, counter, pieces, scratch, image, packed, start, out, relu)
-
-
-@inner
-def sum_pairs(two, one, plan, counter, pieces, scratch, image, gy, zeros, out):
-    cut = plan.cut
-    while True:
-        piece = take(counter)
-        if piece >= pieces:
-            return
-        part, chunk = piece // plan.chunks, piece % plan.chunks
-        first_strip = part * cut.strips // plan.parts
-        for strip in range(first_strip, (part + 1) * cut.strips // plan.parts):
-            first_image, first_row = strip // cut.bands * cut.images, strip % cut.bands * cut.rows
-            images, rows = min(cut.images, cut.image.n - first_image), min(cut.rows, cut.out_height - first_row)
-            left = bring(cut, image, scratch, first_image, first_row, images)
-            right = bring(plan.gy, gy, scratch + plan.beside, first_image, first_row, images)
-            add = 0 if strip == first_strip else 1
-            for task in range(chunk * plan.tasks // plan.chunks, (chunk + 1) * plan.tasks // plan.chunks):
-                block, some = task // plan.tiles, plan.rows + task % plan.tiles * ROWS * 8
-                group, first = block // plan.blocks, block % plan.blocks * BLOCK
-                columns = plan.outputs - first
-                at_left = left + block * plan.by_block + group * plan.by_group
-                at_right = right + (group * plan.outputs + first) * 4
-                at = out + part * plan.numbers * 4 + group * plan.group_bytes + first * 4
-                if columns > LANES:
-                    two(at_left, some, at_right, images * rows, plan.left_offsets, plan.right_offsets, cut.out_width,
-                        cut.step_w * cut.by_column, plan.gy.by_column, zeros, at, some + plan.places, columns, add, 0)
-                else:
-                    one(at_left, some, at_right, images * rows, plan.left_offsets, plan.right_offsets, cut.out_width,
-                        cut.step_w * cut.by_column, plan.gy.by_column, zeros, at, some + plan.places, columns, add, 0)
-
-
-@compiled
-def pair_up(counter, pieces, scratch, plan, image, gy, zeros, out):
-    """For each number under the window and each output: the sum over all positions of the number times the gradient there.
-
-    plan: a Pairing. out: `parts` sums, each (groups, taps, inputs, outputs). A piece is a part and a share of the result's numbers.
-    """
-    sum_pairs(TWO, ONE, plan, counter, pieces, scratch, image, gy, zeros, out)
-
-
-@compiled
-def pair_up_alike(counter, pieces, scratch, plan, image, gy, zeros, out):
-    """The same where each output sees one channel, its own: out is `parts` sums (taps, channels)."""
-    sum_pairs(TWO_ALIKE, ONE_ALIKE, plan, counter, pieces, scratch, image, gy, zeros, out)
-
-
-@compiled
-def collect(counter, pieces, scratch, sums, parts, numbers, groups, count, inputs, outputs, to):
-    """Add the parts in their order, and bring (groups, taps, inputs, outputs) into the order of filters: (groups, outputs, inputs, taps).
-
-    A piece is 16 outputs of a group.
-    """
-    shares = (outputs + 15) // 16
-    while True:
-        piece = take(counter)
-        if piece >= pieces:
-            return
-        group, first = piece // shares, piece % shares * 16
-        for some in range(0, inputs, 16):                       # so many that what is read stays in the cache from output to output
-            for o in range(first, min(first + 16, outputs)):
-                there = to + ((group * outputs + o) * inputs + some) * count * 4
-                for c in range(some, min(some + 16, inputs)):
-                    for t in range(count):
-                        source = sums + (((group * count + t) * inputs + c) * outputs + o) * 4
-                        total = number(source)
-                        for part in range(1, parts):
-                            total += number(source + part * numbers * 4)
-                        put(there, total)
-                        there += 4
-
-
-# The kernels' public face
+# Nanoseconds on one core of a Zen 5 with AVX-512, by scripts/bench_cpu: what counts is how they compare
+PRODUCT = 1 / 105           # a multiply-add in a register tile
+TRANSFORM = 0.33            # a number of an image or an output among a tile's 36
+FILTER = 0.7                # a number of a transformed filter
 
 
 def conv2d(x: np.ndarray, w: np.ndarray, window: Window, groups: int = 1, b: np.ndarray | None = None, activation: str | None = None,
            algorithm: str | None = None) -> Any:
     """See reference.conv2d."""
-    if not ours(algorithm, x, w):
+    chosen = choose("conv2d", algorithm, w, window, groups, len(x), window.out(x.shape[2:]))
+    if chosen is None:
         return NotImplemented
     y = empty(len(x), len(w), window.out(x.shape[2:]))
-    if y.size:
-        _slide(x, w, taps_of(window), y, y.shape[2:], window.stride, window.padding, len(w) // groups, groups, False, b,
-               activation == "relu")
-    return y if activation in (None, "relu") else activate(y, activation)
+    relu = activation == "relu"
+    if chosen == "winograd":
+        winograd.slide(x, w, y, window.padding, False, b, relu)
+    elif y.size:
+        direct.forward(x, w, y, window, groups, b, relu)
+    return y if activation is None or relu else activate(y, activation)
 
 
 def conv2d_input(gy: np.ndarray, w: np.ndarray, size: Pair, window: Window, groups: int = 1, b: np.ndarray | None = None,
                  algorithm: str | None = None) -> Any:
     """See reference.conv2d_input."""
-    if not ours(algorithm, gy, w):
+    chosen = choose("conv2d_input", algorithm, w, window, groups, len(gy), size)
+    if chosen is None:
         return NotImplemented
     gx = empty(len(gy), w.shape[1] * groups, size)
-    for way in ways_back(window, size):
-        part = gx[:, :, way.first[0]::window.stride[0], way.first[1]::window.stride[1]]
-        if not way.taps:
-            part[...] = 0 if b is None else b.reshape(-1, 1, 1)
-        elif part.size:
-            _slide(gy, w, way.taps, part, way.positions, (1, 1), (way.top, way.left), w.shape[1], groups, True, b, False)
+    if chosen == "winograd":
+        winograd.slide(gy, w, gx, (2 - window.padding[0], 2 - window.padding[1]), True, b, False)
+    elif gx.size:
+        direct.backward(gy, w, gx, window, groups, b)
     return gx
 
 
 def conv2d_weights(x: np.ndarray, gy: np.ndarray, window: Window, groups: int = 1, algorithm: str | None = None) -> Any:
     """See reference.conv2d_weights."""
-    if not ours(algorithm, x, gy):
+    if algorithm not in (None, "direct", "winograd") or gy.dtype != np.float32:
         return NotImplemented
-    outputs, inputs = gy.shape[1] // groups, x.shape[1] // groups
-    gw = np.empty((gy.shape[1], inputs, *window.kernel), np.float32)
-    if not gy.size:
+    gw = np.empty((gy.shape[1], x.shape[1] // groups, *window.kernel), np.float32)
+    if gy.size:
+        direct.weights(x, gy, gw, window, groups)
+    else:
         gw[...] = 0
-        return gw
-    x, gy = positive(x), positive(gy)
-    plan, _ = pairing(Images.of(x), Images.of(gy), window, groups)
-    sums = np.empty((plan.parts, plan.numbers), np.float32)
-    alike = is_alike(x.shape[1], outputs, groups)
-    run(pair_up_alike if alike else pair_up, plan.pieces, plan.work, plan.scratch, plan, address(x), address(gy), address(ZEROS),
-        address(sums))
-    if alike:
-        groups, inputs, outputs = 1, 1, groups
-    run(collect, groups * -(-outputs // 16), 4 * sums.size, 0, address(sums), plan.parts, plan.numbers, groups,
-        window.kernel[0] * window.kernel[1], inputs, outputs, address(gw))
     return gw
 
 
-def ours(algorithm: str | None, *arrays: np.ndarray) -> bool:
-    """Whether a call is for the compiled kernels."""
-    return algorithm in (None, "direct") and all(x.dtype == np.float32 for x in arrays)
+def choose(operation: str, algorithm: str | None, w: np.ndarray, window: Window, groups: int, n: int, out: Pair) -> str | None:
+    """The algorithm for a call, "direct" or "winograd"; None if it is not for compiled kernels.
 
-
-def _slide(image: np.ndarray, w: np.ndarray, taps: tuple[Tap, ...], out: np.ndarray, positions: Pair, step: Pair, padding: Pair,
-           outputs: int, groups: int, back: bool, b: np.ndarray | None, relu: bool) -> None:
-    """Pack the filters for these taps, and correlate. back: from the outputs of the filters to their inputs."""
-    image = positive(image)
-    n, _, h, c = out.strides
-    plan, _ = correlation(Images.of(image), positions, step, *padding, taps, (n, h, c), outputs, groups)
-    packed = np.empty(plan.all_blocks * plan.block_bytes // 4, np.float32)
-    _pack(w, taps, outputs, groups, back, packed)
-    alike = is_alike(image.shape[1], outputs, groups)
-    start = starts(b, *((groups, 1) if alike else (outputs, groups)))
-    kernel = correlate_alike if alike else correlate
-    run(kernel, plan.pieces, plan.work, plan.scratch, plan, address(image), address(packed), address(start), address(out), int(relu))
-
-
-def _pack(w: np.ndarray, taps: tuple[Tap, ...], outputs: int, groups: int, back: bool, packed: np.ndarray) -> None:
-    by_o, by_i, by_h, by_w = w.strides
-    inputs = w.shape[0] // groups if back else w.shape[1]
-    by_input, by_output, by_group = (by_o, by_i, by_o * inputs) if back else (by_i, by_o, by_o * outputs)
-    if outputs == inputs == 1 and groups > 1:                   # depthwise: the groups are the outputs of one block
-        inputs, outputs, groups, by_output = 1, groups, 1, by_o
-    offsets = tap_offsets(taps, by_h, by_w)
-    blocks = -(-outputs // BLOCK)
-    run(pack, groups * blocks, 4 * w.size, 0, address(w), address(offsets), len(taps), inputs, outputs, by_input, by_output, by_group,
-        blocks, address(packed))
-
-
-@functools.lru_cache(maxsize=512)
-def tap_offsets(taps: tuple[Tap, ...], by_h: int, by_w: int) -> np.ndarray:
-    return np.array([tap.at[0] * by_h + tap.at[1] * by_w for tap in taps], np.int64)
-
-
-ZEROS = np.zeros(2**12, np.float32)
-
-
-def starts(b: np.ndarray | None, outputs: int, groups: int) -> np.ndarray:
-    """What sums begin from: the bias in the order of blocks, or zeros."""
-    width = -(-outputs // BLOCK) * BLOCK
-    if b is None and groups * width <= ZEROS.size:
-        return ZEROS
-    start = np.zeros((groups, width), np.float32)
-    if b is not None:
-        start[:, :outputs] = b.reshape(groups, outputs)
-    return start
-
-
-def empty(n: int, channels: int, size: Pair) -> np.ndarray:
-    """Images (N, C, H, W) that lie in memory as (N, H, W, C)."""
-    return np.empty((n, *size, channels), np.float32).transpose(0, 3, 1, 2)
-
-
-def positive(x: np.ndarray) -> np.ndarray:
-    """x, or a copy of it where its numbers do not lie at whole multiples of four bytes."""
-    return x if x.flags.aligned else np.ascontiguousarray(x)
+    ArgumentError if Winograd is asked for where it cannot be done.
+    """
+    if algorithm not in (None, "direct", "winograd") or w.dtype != np.float32:
+        return None
+    possible = (window.kernel == (3, 3) and window.stride == (1, 1) and window.dilation == (1, 1) and groups == 1
+                and max(window.padding) <= 2 and n * out[0] * out[1] > 0)
+    if algorithm == "winograd" and not possible:
+        raise ArgumentError(f"{operation}: algorithm 'winograd' is for filters of 3 x 3 with stride 1, dilation 1 and one group",
+                            hint='Use "direct", or leave the choice to minidl.', kernel=window.kernel, stride=window.stride,
+                            dilation=window.dilation, groups=groups)
+    if algorithm is not None or not possible:
+        return algorithm or "direct"
+    filters = w.shape[0] * w.shape[1]
+    tiles = n * -(-out[0] // 4) * -(-out[1] // 4)
+    by_winograd = 36 * (tiles * filters * PRODUCT + tiles * (w.shape[0] + w.shape[1]) * TRANSFORM + filters * FILTER)
+    return "winograd" if by_winograd < 0.9 * 9 * n * out[0] * out[1] * filters * PRODUCT else "direct"
