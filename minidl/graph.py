@@ -191,46 +191,39 @@ class Node:
     its output Tensor, so that a graph has no reference cycle and is gone with the last Tensor that leads to it.
     """
 
-    __slots__ = ("checksums", "due", "edges", "function", "inputs", "like", "line", "name", "order", "outputs", "stack", "versions",
-                 "watchers")
+    __slots__ = ("checksums", "due", "edges", "function", "like", "line", "name", "order", "saved", "stack", "versions", "watchers")
 
     def __init__(self, function: Function, xs: tuple, arrays: list[Any], ys: tuple, wanted: int, on: Mode):
         plan = function.plan
-        kept_inputs, kept_outputs = plan.kept(wanted)
-        edges: list[Any] = []
-        due: list[int] = []
-        versions: list[tuple[Tensor, int]] | None = None
-        for i, x in enumerate(xs):
-            edge: Any = None
-            if isinstance(x, Tensor):
-                if x.node is not None:
-                    edge = (x.node, x.index)
-                elif x._requires_grad:
-                    edge = x
-                if edge is not None:
-                    due.append(i)
-                    if not plan.variadic and plan.rules[i] is None:
-                        raise GraphError(f"{function.name}: {function.label(i)} is not differentiable, and requires a gradient",
-                                         hint=f"Give it detached: {function.label(i)}.detach(). In a Function of your own, write "
-                                              f"grad_{function.label(i)}.")
-                # a leaf that is kept, or that the output is a view of, must still be the same when the rules run
-                if x.node is None and (i in kept_inputs or (edge is not None and ys[0].base is not None)):
-                    versions = versions or []
-                    versions.append((x, x.version))
-            edges.append(edge)
-        if plan.variadic:
-            self.inputs: dict[str, Any] = {plan.args[0]: arrays} if kept_inputs else {}
-        else:
-            self.inputs = {plan.args[i]: arrays[i] if i < len(arrays) else None for i in kept_inputs}
-        self.outputs = {plan.outputs[k]: ys[k] for k in kept_outputs}
+        due, inputs, outputs = plan.kept(wanted)
+        edges: list[Any] = [None] * len(xs)
+        largest, ascending = 0, True
+        for i in due:
+            x = xs[i]
+            edges[i] = x if x.node is None else (x.node, x.index)
+            size = arrays[i].size
+            ascending = ascending and size >= largest
+            largest = size
+        saved: dict[str, Any] = {}
+        leaves: list[Tensor] = []                           # that must still be the same when the rules run:
+        for i, name in inputs:
+            saved[name] = arrays[i] if i < len(arrays) else None
+            if i < len(xs) and isinstance(xs[i], Tensor) and xs[i].node is None:
+                leaves.append(xs[i])                        # those that are kept,
+        if ys[0].base is not None:
+            leaves += [x for x in edges if isinstance(x, Tensor)]       # and those that the output is a view of
+        if plan.variadic and inputs:
+            saved = {plan.args[0]: arrays}
+        for k, name in outputs:
+            saved[name] = ys[k]
+        self.saved = saved                                  # what the rules name, by name
         self.function: Any = function                       # None once freed
         self.name = function.name
         self.edges = edges
-        if len(due) > 1:
-            due.sort(key=lambda i: arrays[i].size)
-        self.due = tuple(due)                               # whose gradients are wanted, in the order of their rules: see plan.py
-        self.like = tuple([(y.shape, y.dtype) for y in ys])
-        self.versions: list[tuple[Tensor, int]] | None = versions
+        # whose gradients are wanted, in the order of their rules: see plan.py
+        self.due = due if ascending else tuple(sorted(due, key=lambda i: arrays[i].size))
+        self.like = ((ys[0].shape, ys[0].dtype),) if plan.single else tuple([(y.shape, y.dtype) for y in ys])
+        self.versions = [(x, x.version) for x in leaves] if leaves else None
         self.order = next(_order)
         self.stack = running.get()
         self.watchers: dict[int, Watchers] | None = None
@@ -239,7 +232,7 @@ class Node:
 
     def kept(self) -> Iterator[tuple[str, Array]]:
         """The arrays that are kept for the rules, by name."""
-        for name, x in itertools.chain(self.inputs.items(), self.outputs.items()):
+        for name, x in self.saved.items():
             if isinstance(x, list):
                 yield from ((f"{name}[{i}]", each) for i, each in enumerate(x) if type(each) not in PASSING)
             elif type(x) not in PASSING:
@@ -268,8 +261,8 @@ class Node:
         edge = self.edges[i] if i < len(self.edges) else None
         if isinstance(edge, Tensor):
             return edge
-        if name in self.inputs:
-            return self.at(i, self.inputs[name])
+        if name in self.saved:
+            return self.at(i, self.saved[name])
         if edge is not None:
             raise GraphError(f"{self.where()}: the input {name} is not kept, because no rule that will run names it")
         return None
@@ -296,7 +289,7 @@ class Node:
     def release(self) -> None:
         """Free what was kept. The edges stay, so that the graph can still be drawn."""
         self.function = None
-        self.inputs = self.outputs = {}
+        self.saved = {}
         self.versions = self.checksums = None
 
 

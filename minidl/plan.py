@@ -18,7 +18,7 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minidl.errors import DefinitionError
+from minidl.errors import DefinitionError, GraphError
 
 if TYPE_CHECKING:
     from minidl.graph import Function
@@ -43,18 +43,27 @@ class Step(NamedTuple):
     i: int
 
 
+class Kept(NamedTuple):
+    """What the gradients of some arguments need: their numbers, and the numbers and names of the inputs and outputs to keep."""
+
+    due: tuple[int, ...]
+    inputs: tuple[tuple[int, str], ...]
+    outputs: tuple[tuple[int, str], ...]
+
+
 class Plan:
     """What the signatures of a Function say, read once per class."""
 
     def __init__(self, cls: type[Function]):
         parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
+        self.name = cls.name
         self.args = tuple(p.name for p in parameters)
         self.variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         self.outputs = cls.outputs
         self.single = len(cls.outputs) == 1
         self.gradients = tuple("g" + name for name in cls.outputs)
         self.shared: dict[str, Rule] = {}
-        self._kept: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        self._kept: dict[int, Kept] = {}
         self._steps: dict[tuple[int, ...], tuple[Step, ...]] = {}
         self._check_names(cls)
         self.rules = tuple(self._read(cls, f"grad_{arg}") if hasattr(cls, f"grad_{arg}") else None for arg in self.args)
@@ -94,37 +103,43 @@ class Plan:
             self.shared[wanted] = self._read(cls, wanted, (*waiting, name))
         return Rule(method, names, bool(options))
 
-    def kept(self, wanted: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Numbers of the inputs and of the outputs that the rules name, where bit i of `wanted` asks for the gradient of input i."""
-        if wanted not in self._kept:
+    def kept(self, wanted: int) -> Kept:
+        """What to keep, where bit i of `wanted` asks for the gradient of input i. GraphError if that has no rule."""
+        kept = self._kept.get(wanted)
+        if kept is None:
             due = tuple(i for i in range(wanted.bit_length()) if wanted >> i & 1)
+            for arg in (self.args[i] for i in due if not self.variadic and self.rules[i] is None):
+                raise GraphError(f"{self.name}: {arg} is not differentiable, and requires a gradient",
+                                 hint=f"Give it detached: {arg}.detach(). In a Function of your own, write grad_{arg}.")
             names = {name for step in self.steps(due) for name in step.names}
-            inputs = tuple(i for i, name in enumerate(self.args) if name in names)
-            self._kept[wanted] = (tuple(range(wanted.bit_length())) if self.variadic and inputs else inputs,
-                                  tuple(k for k, name in enumerate(self.outputs) if name in names))
-        return self._kept[wanted]
+            inputs = tuple((i, name) for i, name in enumerate(self.args) if name in names)
+            if self.variadic and inputs:
+                inputs = tuple((i, self.args[0]) for i in range(wanted.bit_length()))
+            kept = self._kept[wanted] = Kept(due, inputs, tuple((k, name) for k, name in enumerate(self.outputs) if name in names))
+        return kept
 
     def steps(self, due: tuple[int, ...]) -> tuple[Step, ...]:
         """What to run for the gradients of these arguments, in this order: each shared method straight before the first that needs it."""
-        if due not in self._steps:
-            order: list[tuple[Rule, str, int]] = []
-            made: set[str] = set()
+        known = self._steps.get(due)
+        if known is not None:
+            return known
+        order: list[tuple[Rule, str, int]] = []
+        made: set[str] = set()
 
-            def add(rule: Rule | None, name: str, i: int) -> None:
-                for wanted in rule.names if rule else ():
-                    if wanted in self.shared and wanted not in made:
-                        made.add(wanted)
-                        add(self.shared[wanted], wanted, i)
-                if rule:
-                    order.append((rule, name, i))
+        def add(rule: Rule, name: str, i: int) -> None:
+            for wanted in rule.names:
+                if wanted in self.shared and wanted not in made:
+                    made.add(wanted)
+                    add(self.shared[wanted], wanted, i)
+            order.append((rule, name, i))
 
-            for i in due:
-                add(self.rules[0 if self.variadic else i], "", i)
-            steps: list[Step] = []
-            later: set[str] = set()
-            for rule, name, i in reversed(order):
-                last = tuple(n for n in rule.names if n not in later and n != "i")
-                steps.append(Step(rule.method, rule.names, last, rule.out and rule.names[0] in last, name, i))
-                later.update(rule.names)
-            self._steps[due] = tuple(reversed(steps))
+        for i in due:
+            add(self.rules[0 if self.variadic else i], "", i)           # type: ignore[arg-type]   # kept() has seen that there is one
+        steps: list[Step] = []
+        later: set[str] = set()
+        for rule, name, i in reversed(order):
+            last = tuple(n for n in rule.names if n not in later and n != "i")
+            steps.append(Step(rule.method, rule.names, last, rule.out and rule.names[0] in last, name, i))
+            later.update(rule.names)
+        self._steps[due] = tuple(reversed(steps))
         return self._steps[due]

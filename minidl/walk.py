@@ -63,6 +63,7 @@ class Walk:
         self.targets = None if only is None else set(only)
         self.observers = observers
         self.observe_only = observe_only
+        self.frees = not self.retain and not observers              # what each Node holds, as its rules run
         self.numerics = mode.get().numerics
         self.useful: set[Edge] | None = None                        # edges that lead to something wanted; None if all do
         self.gradients: dict[Edge, Any] = {}                        # under way, complete or not
@@ -119,7 +120,8 @@ class Walk:
 
     def _visit(self, node: Node) -> None:
         """Run the rules of one Node, whose gradient is complete."""
-        gradients = [self.gradients.pop((node, k), None) for k in range(len(node.like))]
+        several = len(node.like) > 1
+        gradients = [self.gradients.pop((node, k), None) for k in range(len(node.like))] if several else [self.gradients.pop((node, 0))]
         if node.watchers is not None and not self.observe_only:
             gradients = [self._show(node.watchers.get(k), gradient) for k, gradient in enumerate(gradients)]
         if self.targets is not None:
@@ -130,7 +132,7 @@ class Walk:
         function = node.function
         if function is None:
             raise freed(node)
-        if node.versions is not None or node.checksums is not None:
+        if node.versions or node.checksums:
             node.check_kept()
 
         due = node.due
@@ -138,7 +140,7 @@ class Walk:
             due = tuple(i for i in due if node.edges[i] in self.useful or self._seeing(node.edges[i]))
         values = self._values(node, gradients)
         del gradients                                               # what `values` lets go of is gone
-        if not self.retain and not self.observers:
+        if self.frees:
             node.release()
         for step in function.plan.steps(due):
             try:
@@ -157,64 +159,66 @@ class Walk:
                 self.uses[edge] -= 1
                 if not self.uses[edge]:
                     self._finish(edge)
-        if not self.retain:
+        if not self.retain and not self.frees:
             node.release()
 
     def _values(self, node: Node, gradients: list[Any]) -> dict[str, Any]:
         """What the rules of a Node may name: gradients, of which zeros stand for those that did not arrive, inputs and outputs."""
         plan = node.function.plan
-        values = dict(zip(plan.gradients, gradients))
-        if len(gradients) > 1:
-            present = next(_plain(gradient) for gradient in gradients if gradient is not None)
-            for name, gradient, (shape, dtype) in zip(plan.gradients, gradients, node.like):
-                if gradient is None:
-                    zeros = backend.of(present).zeros(shape, dtype)
-                    values[name] = make(zeros) if self.create_graph else zeros
-        if not self.create_graph:
-            values.update(node.inputs)
-            values.update(node.outputs)
+        values = node.saved if self.frees else dict(node.saved)
+        if self.create_graph:           # the same arrays, each at its place in the graph, so that what the rules do is recorded
+            for name, x in node.saved.items():
+                if name in plan.outputs:
+                    values[name] = make(x, node, plan.outputs.index(name))
+                else:
+                    values[name] = [node.at(i, each) for i, each in enumerate(x)] if plan.variadic else node.argument(name)
+        if len(gradients) == 1:
+            values[plan.gradients[0]] = gradients[0]
             return values
-        # the same arrays, each at its place in the graph, so that what the rules do is recorded
-        for name, x in node.inputs.items():
-            values[name] = [node.at(i, each) for i, each in enumerate(x)] if plan.variadic else node.argument(name)
-        for name, y in node.outputs.items():
-            values[name] = make(y, node, plan.outputs.index(name))
+        present = next(_plain(gradient) for gradient in gradients if gradient is not None)
+        for name, gradient, (shape, dtype) in zip(plan.gradients, gradients, node.like):
+            if gradient is None:
+                zeros = backend.of(present).zeros(shape, dtype)
+                values[name] = make(zeros) if self.create_graph else zeros
+            else:
+                values[name] = gradient
         return values
 
     def _run(self, step: Step, values: dict[str, Any], node: Node, function: Any) -> Any:
         """Run one step of a plan. A shared value goes to the others; a gradient comes back, in its argument's shape and dtype."""
-        edge = node.edges[step.i]
+        method, names, last, out, shared, i = step
+        edge = node.edges[i]
         if function.plan.variadic:
-            values["i"] = step.i
-        if self.observers and not step.shared:
+            values["i"] = i
+        if self.observers and not shared:
             for observer in self._seeing(edge):
-                observer.see(_plain(node.inputs.get("x")), _plain(values[step.names[0]]), node)
-        args = [values[name] for name in step.names]
-        for name in step.last:
+                observer.see(_plain(node.saved.get("x")), _plain(values[names[0]]), node)
+        args = list(map(values.__getitem__, names))
+        for name in last:
             del values[name]
-        if not step.shared and self.useful is not None and edge not in self.useful:
+        if self.useful is not None and not shared and edge not in self.useful:
             return None
-        if step.out and not self.create_graph:
+        if out and not self.create_graph:
             first = args[0]
-            out = first if _unshared(sys.getrefcount(first), first) else None
-            result = step.method(function, *args, out=out)
+            spare = first if _unshared(sys.getrefcount(first), first) else None
+            result = method(function, *args, out=spare)
         else:
-            result = step.method(function, *args)
-        if step.shared:
-            values[step.shared] = result
+            result = method(function, *args)
+        if shared:
+            values[shared] = result
             return None
         if type(result) in PASSING:
-            raise DefinitionError(f"{node.name}: the rule for {function.label(step.i)} gave a {type(result).__name__}, and no gradient",
+            raise DefinitionError(f"{node.name}: the rule for {function.label(i)} gave a {type(result).__name__}, and no gradient",
                                   hint="A rule gives an array, or a Tensor if it was given Tensors.")
-        shape, dtype = (edge.shape, edge.dtype) if isinstance(edge, Tensor) else edge[0].like[edge[1]]
+        shape, dtype = edge[0].like[edge[1]] if type(edge) is tuple else (edge.shape, edge.dtype)
         if result.shape != shape:
-            result = _summed(result, shape, node, function.label(step.i))
-        if result.dtype != dtype:
+            result = _summed(result, shape, node, function.label(i))
+        if result.dtype is not dtype and result.dtype != dtype:
             result = result.astype(dtype)
-        if not self.create_graph:
-            result = _array(result)
+        if isinstance(result, np.generic):                          # NumPy's, where no axis was left
+            result = np.asarray(result)
         if self.numerics:
-            check_finite(result, f"{node.name}: the gradient of {function.label(step.i)}", node.stack, node.line)
+            check_finite(result, f"{node.name}: the gradient of {function.label(i)}", node.stack, node.line)
         return result
 
     def _show(self, watchers: Any, gradient: Any) -> Any:
