@@ -1,7 +1,8 @@
 """Convolution and its two gradients, compiled: which algorithm does a call, and what it is given.
 
 `choose` is the table of algorithms: the time that each would take for a shape, by what was measured, so that the same call is always
-done in the same way. direct.py and winograd.py do the work.
+done in the same way. direct.py, winograd.py and winograd_weights.py do
+the work.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from minidl.errors import ArgumentError
-from minidl.kernels.cpu import direct, winograd
+from minidl.kernels.cpu import direct, winograd, winograd_weights
 from minidl.kernels.cpu.strips import empty
 from minidl.kernels.reference_layers import activation as activate
 from minidl.kernels.window import Pair, Window
@@ -53,10 +54,13 @@ def conv2d_input(gy: np.ndarray, w: np.ndarray, size: Pair, window: Window, grou
 
 def conv2d_weights(x: np.ndarray, gy: np.ndarray, window: Window, groups: int = 1, algorithm: str | None = None) -> Any:
     """See reference.conv2d_weights."""
-    if algorithm not in (None, "direct", "winograd") or gy.dtype != np.float32:
-        return NotImplemented
     gw = np.empty((gy.shape[1], x.shape[1] // groups, *window.kernel), np.float32)
-    if gy.size:
+    chosen = choose("conv2d_weights", algorithm, gw, window, groups, len(x), gy.shape[2:])
+    if chosen is None or gy.dtype != np.float32:
+        return NotImplemented
+    if chosen == "winograd" and (algorithm is not None or winograd_weights.pays(gw)):
+        winograd_weights.weights(x, gy, gw, window.padding)
+    elif gy.size:
         direct.weights(x, gy, gw, window, groups)
     else:
         gw[...] = 0

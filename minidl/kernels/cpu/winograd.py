@@ -21,7 +21,7 @@ import numpy as np
 
 from minidl.kernels.cpu.compiled import compiled, inner, run
 from minidl.kernels.cpu.lanes import load, splat, store, where
-from minidl.kernels.cpu.plans import Images, address
+from minidl.kernels.cpu.plans import STRIPS, Images, address
 from minidl.kernels.cpu.strips import ZEROS, aligned, fill, starts
 from minidl.kernels.cpu.vector import BLOCK, LANES, ROWS, number, put, take, tile
 from minidl.kernels.window import Pair
@@ -47,8 +47,9 @@ class Plan(NamedTuple):
     room: int           # numbers of a pixel in the strip: the channels, and zeros up to whole vectors
     out_room: int
     tiles: int          # of a strip, filled up to whole register tiles
-    transformed: int    # bytes in scratch memory to the transformed patches
-    products: int       # and to the products
+    patches: int        # bytes in scratch memory to the transformed patches
+    products: int       # to the products
+    half_way: int       # to a tile that is half transformed
     rows: int           # the address of the bytes to the rows of a register tile
     places: int
     zero: int           # the address of a 0: there is one run, which begins at once
@@ -148,14 +149,33 @@ def transform_filters(counter, pieces, scratch, w, inputs, outputs, along_input,
                              blocks * inputs * BLOCK * 4)
 
 
+@inner
+def transform_patches(plan, source, scratch, first_image, first, images, rows):
+    """Bring a strip to scratch memory, and transform the patch of each of its tiles: 36 matrices (tiles, channels)."""
+    height, width = rows * 4 + 2, plan.tile_columns * 4 + 2
+    pixel, line, layer = plan.room * 4, width * plan.room * 4, plan.tiles * plan.room * 4
+    half_way = scratch + plan.half_way
+    for i in range(images):
+        fill(scratch + i * height * line, plan.room, source + (first_image + i) * plan.image.along_n, first * 4 - plan.top, height,
+             -plan.left, width, plan.image.height, plan.image.width, plan.image.channels, plan.image.along_c, plan.image.along_h,
+             plan.image.along_w)
+    for t in range(images * rows * plan.tile_columns):
+        y, x = t // plan.tile_columns, t % plan.tile_columns
+        corner = scratch + (y // rows * height + y % rows * 4) * line + x * 4 * pixel
+        to = scratch + plan.patches + t * pixel
+        for c in range(0, plan.room * 4, VECTOR):
+            for column in range(6):
+                expand(corner + column * pixel + c, line, half_way + column * VECTOR, 6 * VECTOR)
+            for row in range(6):
+                expand(half_way + row * 6 * VECTOR, VECTOR, to + row * 6 * layer + c, layer)
+
+
 @compiled
 def correlate(counter, pieces, scratch, plan, source, filters, start, out, relu):
     """All of the convolution but the filters' transform. A piece is a strip."""
-    strip, patches, products = scratch, scratch + plan.transformed, scratch + plan.products
+    patches, products, half_way = scratch + plan.patches, scratch + plan.products, scratch + plan.half_way
     blocks = (plan.outputs + BLOCK - 1) // BLOCK
-    pixel, line = plan.room * 4, (plan.tile_columns * 4 + 2) * plan.room * 4
-    layer, out_layer = plan.tiles * plan.room * 4, plan.tiles * plan.out_room * 4
-    aside = plan.products + 36 * out_layer                      # room for a tile half transformed
+    pixel, layer, out_layer = plan.room * 4, plan.tiles * plan.room * 4, plan.tiles * plan.out_room * 4
     while True:
         piece = take(counter)
         if piece >= pieces:
@@ -165,22 +185,7 @@ def correlate(counter, pieces, scratch, plan, source, filters, start, out, relu)
         rows = min(plan.tile_rows, (plan.height + 3) // 4 - first)
         count = images * rows * plan.tile_columns
 
-        for i in range(images):
-            height = rows * 4 + 2
-            fill(strip + i * height * line, plan.room, source + (first_image + i) * plan.image.along_n, first * 4 - plan.top, height,
-                 -plan.left, plan.tile_columns * 4 + 2, plan.image.height, plan.image.width, plan.image.channels,
-                 plan.image.along_c, plan.image.along_h, plan.image.along_w)
-        half_way = scratch + aside
-        for t in range(count):
-            y, x = t // plan.tile_columns, t % plan.tile_columns
-            corner = strip + (y // rows * (rows * 4 + 2) + y % rows * 4) * line + x * 4 * pixel
-            to = patches + t * pixel
-            for c in range(0, plan.room * 4, VECTOR):
-                for column in range(6):
-                    expand(corner + column * pixel + c, line, half_way + column * VECTOR, 6 * VECTOR)
-                for row in range(6):
-                    expand(half_way + row * 6 * VECTOR, VECTOR, to + row * 6 * layer + c, layer)
-
+        transform_patches(plan, source, scratch, first_image, first, images, rows)
         for k in range(36):
             for block in range(blocks):
                 right = filters + (k * blocks + block) * plan.inputs * BLOCK * 4
@@ -224,25 +229,27 @@ def correlate(counter, pieces, scratch, plan, source, filters, start, out, relu)
 
 
 @functools.lru_cache(maxsize=512)
-def plan_of(image: Images, size: Pair, padding: Pair, out: tuple[int, int, int], outputs: int) -> tuple[Plan, list[np.ndarray]]:
+def plan_of(image: Images, size: Pair, padding: Pair, out: tuple[int, int, int], outputs: int,
+            some: int = TILES) -> tuple[Plan, list[np.ndarray]]:
     """A plan for `correlate`, and the tables that it names.
 
-    size: (H, W) of the output. out: bytes from one image, row and column of it to the next.
+    size: (H, W) of the output. out: bytes from one image, row and column of it to the next. some: tiles of a strip, about.
     """
     tall, wide = -(-size[0] // 4), -(-size[1] // 4)
-    images = max(1, min(TILES // (tall * wide), image.n))
-    rows = tall if images > 1 else max(1, min(tall, TILES // wide))
+    images = max(1, min(some // (tall * wide), -(-image.n // STRIPS)))
+    rows = tall if images > 1 else max(1, min(tall, some // wide))
     bands = -(-tall // rows)
     rows = -(-tall // bands)
     room, out_room = -(-image.channels // LANES) * LANES, -(-outputs // LANES) * LANES
     tiles = -(-images * rows * wide // ROWS) * ROWS
-    strip = images * (rows * 4 + 2) * (wide * 4 + 2) * room
-    tables = [np.arange(ROWS, dtype=np.int64) * (room * 4), np.arange(ROWS, dtype=np.int64) * (out_room * 4)]
+    patches = images * (rows * 4 + 2) * (wide * 4 + 2) * room
+    products = patches + 36 * tiles * room
+    half_way = products + 36 * tiles * out_room
     blocks = -(-outputs // BLOCK)
-    pieces = -(-image.n // images) * bands
-    plan = Plan(image, *padding, *size, images, bands, rows, wide, room, out_room, tiles, strip * 4, (strip + 36 * tiles * room) * 4,
-                address(tables[0]), address(tables[1]), address(ZEROS), *out, image.channels, outputs,
-                strip + 36 * tiles * (room + out_room) + 36 * LANES, pieces, image.n * tall * wide * 36 * image.channels * blocks * BLOCK)
+    tables = [np.arange(ROWS, dtype=np.int64) * (room * 4), np.arange(ROWS, dtype=np.int64) * (out_room * 4)]
+    plan = Plan(image, *padding, *size, images, bands, rows, wide, room, out_room, tiles, patches * 4, products * 4, half_way * 4,
+                address(tables[0]), address(tables[1]), address(ZEROS), *out, image.channels, outputs, half_way + 36 * LANES,
+                -(-image.n // images) * bands, image.n * tall * wide * 36 * image.channels * blocks * BLOCK)
     return plan, tables
 
 

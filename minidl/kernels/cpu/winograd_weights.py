@@ -1,0 +1,169 @@
+"""The gradient of a 3 x 3 convolution by its filters, by Winograd: F(3 x 3, 4 x 4), with a quarter of the multiplications too.
+
+It is a convolution of the image with the gradient at the output, cut into tiles of 4 x 4: each gives 3 x 3 sums from 6 x 6 numbers of
+the image. The points are those of winograd.py, so the patches are transformed as there; the gradients take the part of the filters.
+Over all tiles the products are sums of products, 36 matrices (inputs, outputs), which are transformed back at the very end.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from minidl.kernels.cpu.compiled import compiled, inner, run
+from minidl.kernels.cpu.lanes import load, splat, store
+from minidl.kernels.cpu.plans import Images, address
+from minidl.kernels.cpu.strips import aligned, fill
+from minidl.kernels.cpu.vector import BLOCK, LANES, ROWS, number, put, take, tile
+from minidl.kernels.cpu.winograd import VECTOR, Plan, plan_of, six, transform_patches
+from minidl.kernels.window import Pair
+
+TILES = 96              # tiles of a strip, about: more than forward, because each strip reads and writes all sums
+SUMS = 8                # sums that are kept apart and added at the end, in this order
+APART = 2**21           # numbers that all of them may have together: 8 MB
+
+TWO, ONE = tile(2), tile(1)
+
+
+class Sums(NamedTuple):
+    """Beside the Plan for the patches: gradients in the same strips, and the sums of their products."""
+
+    gy: Images
+    strip: int          # bytes in scratch memory to the strip of gradients
+    row_tiles: int      # register tiles that the input channels make
+    numbers: int        # of all 36 matrices
+    parts: int
+    chunks: int         # shares of the tasks; a piece is a part and a share
+    rows: int           # the address of the bytes to the rows of a register tile
+    scratch: int
+
+
+@inner
+def evaluate(at, step, to, to_step):
+    """G g: from the four gradients of a tile's row or column, as coefficients, to the values of a polynomial."""
+    g0, g1, g2, g3 = load(at, LANES), load(at + step, LANES), load(at + 2 * step, LANES), load(at + 3 * step, LANES)
+    half, sixth, four = splat(np.float32(0.5)), splat(np.float32(1 / 6)), splat(np.float32(4))
+    quarter = g0 * half * half
+    ends, middle = (g0 + g2) * sixth, (g1 + g3) * sixth
+    outer, twice = (quarter + g2) * sixth, (g1 + four * g3) * half * sixth
+    store(to, LANES, quarter)
+    store(to + to_step, LANES, splat(np.float32(0)) - ends - middle)
+    store(to + 2 * to_step, LANES, middle - ends)
+    store(to + 3 * to_step, LANES, outer + twice)
+    store(to + 4 * to_step, LANES, outer - twice)
+    store(to + 5 * to_step, LANES, g3)
+
+
+@inner
+def contract(at, step, to, to_step):
+    """A^T m: from six products to the sums at three taps."""
+    m0, m1, m2, m3, m4, m5 = six(at, step)
+    near, across, far = m1 + m2, m1 - m2, m3 + m4
+    store(to, LANES, m0 + near + far)
+    store(to + to_step, LANES, across + (m3 - m4) * splat(np.float32(2)))
+    store(to + 2 * to_step, LANES, near + splat(np.float32(4)) * far + m5)
+
+
+@compiled
+def pair_up(counter, pieces, scratch, plan, more, source, gy, sums):
+    """For each of 36 points, input and output: the sum over tiles of the patch there times the gradient there."""
+    half_way, gradients, strip = scratch + plan.half_way, scratch + plan.products, scratch + more.strip
+    pixel, layer = plan.room * 4, plan.tiles * plan.room * 4
+    out_pixel, out_layer = plan.out_room * 4, plan.tiles * plan.out_room * 4
+    line = plan.tile_columns * 4 * out_pixel
+    blocks = (plan.out_room + BLOCK - 1) // BLOCK
+    strips = (plan.image.n + plan.images - 1) // plan.images * plan.bands
+    tasks = 36 * blocks * more.row_tiles
+    while True:
+        piece = take(counter)
+        if piece >= pieces:
+            return
+        part, chunk = piece // more.chunks, piece % more.chunks
+        first_strip = part * strips // more.parts
+        for number_of_strip in range(first_strip, (part + 1) * strips // more.parts):
+            first_image, first = number_of_strip // plan.bands * plan.images, number_of_strip % plan.bands * plan.tile_rows
+            images = min(plan.images, plan.image.n - first_image)
+            rows = min(plan.tile_rows, (plan.height + 3) // 4 - first)
+            count = images * rows * plan.tile_columns
+            transform_patches(plan, source, scratch, first_image, first, images, rows)
+            for i in range(images):
+                fill(strip + i * rows * 4 * line, plan.out_room, gy + (first_image + i) * more.gy.along_n, first * 4, rows * 4, 0,
+                     plan.tile_columns * 4, more.gy.height, more.gy.width, more.gy.channels, more.gy.along_c, more.gy.along_h,
+                     more.gy.along_w)
+            for t in range(count):
+                corner = strip + t // plan.tile_columns * 4 * line + t % plan.tile_columns * 4 * out_pixel
+                to = gradients + t * out_pixel
+                for c in range(0, out_pixel, VECTOR):
+                    for column in range(4):
+                        evaluate(corner + column * out_pixel + c, line, half_way + column * VECTOR, 4 * VECTOR)
+                    for row in range(6):
+                        evaluate(half_way + row * 4 * VECTOR, VECTOR, to + row * 6 * out_layer + c, out_layer)
+
+            add = 0 if number_of_strip == first_strip else 1
+            for task in range(chunk * tasks // more.chunks, (chunk + 1) * tasks // more.chunks):
+                k, block, row_tile = task // more.row_tiles // blocks, task // more.row_tiles % blocks, task % more.row_tiles
+                left = scratch + plan.patches + k * layer + row_tile * ROWS * 4
+                right = gradients + k * out_layer + block * BLOCK * 4
+                at = sums + (part * more.numbers + ((k * more.row_tiles + row_tile) * ROWS * plan.out_room + block * BLOCK)) * 4
+                columns = plan.out_room - block * BLOCK
+                if columns > LANES:
+                    TWO(left, more.rows, right, 1, plan.zero, plan.zero, count, pixel, out_pixel, plan.zero, at, plan.places, columns,
+                        add, 0)
+                else:
+                    ONE(left, more.rows, right, 1, plan.zero, plan.zero, count, pixel, out_pixel, plan.zero, at, plan.places, columns,
+                        add, 0)
+
+
+@compiled
+def collect(counter, pieces, scratch, plan, more, sums, to):
+    """Add the parts in their order, transform back, and write filters (outputs, inputs, 3, 3). A piece is a vector of outputs."""
+    half_way, taps = scratch + 36 * VECTOR, scratch + 54 * VECTOR
+    while True:
+        piece = take(counter)
+        if piece >= pieces:
+            return
+        for c in range(plan.inputs):
+            for k in range(36):
+                at = sums + ((k * more.row_tiles * ROWS + c) * plan.out_room + piece * LANES) * 4
+                total = load(at, LANES)
+                for part in range(1, more.parts):
+                    total = total + load(at + part * more.numbers * 4, LANES)
+                store(scratch + k * VECTOR, LANES, total)
+            for column in range(6):
+                contract(scratch + column * VECTOR, 6 * VECTOR, half_way + column * VECTOR, 6 * VECTOR)
+            for row in range(3):
+                contract(half_way + row * 6 * VECTOR, VECTOR, taps + row * 3 * VECTOR, VECTOR)
+            for o in range(min(LANES, plan.outputs - piece * LANES)):
+                there = to + ((piece * LANES + o) * plan.inputs + c) * 36
+                for t in range(9):
+                    put(there + t * 4, number(taps + t * VECTOR + o * 4))
+
+
+@functools.lru_cache(maxsize=512)
+def plans_of(image: Images, gy: Images, padding: Pair) -> tuple[Plan, Sums, list[np.ndarray]]:
+    """Plans for `pair_up`, and the tables that they name."""
+    plan, tables = plan_of(image, (gy.height, gy.width), padding, (0, 0, 0), gy.channels, TILES)
+    row_tiles = -(-image.channels // ROWS)
+    numbers = 36 * row_tiles * ROWS * plan.out_room
+    parts = max(1, min(SUMS, plan.pieces, APART // numbers))
+    table = np.arange(ROWS, dtype=np.int64) * 4
+    strip = plan.scratch + ROWS
+    more = Sums(gy, strip * 4, row_tiles, numbers, parts, -(-SUMS // parts), address(table),
+                strip + plan.images * plan.tile_rows * plan.tile_columns * 16 * plan.out_room)
+    return plan, more, [*tables, table]
+
+
+def pays(gw: np.ndarray) -> bool:
+    """Whether the sums are few enough to keep some apart: else every share of them would transform all tiles again."""
+    return 2 * 36 * gw.shape[0] * gw.shape[1] <= APART
+
+
+def weights(x: np.ndarray, gy: np.ndarray, gw: np.ndarray, padding: Pair) -> None:
+    """The gradient by the filters, into gw, which is contiguous."""
+    x, gy = aligned(x), aligned(gy)
+    plan, more, _ = plans_of(Images.of(x), Images.of(gy), padding)
+    sums = np.empty((more.parts, more.numbers), np.float32)
+    run(pair_up, more.parts * more.chunks, plan.work, more.scratch, plan, more, address(x), address(gy), address(sums))
+    run(collect, plan.out_room // LANES, 4 * sums.size, 63 * LANES, plan, more, address(sums), address(gw))
