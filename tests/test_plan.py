@@ -210,6 +210,27 @@ class TestWhatALearnerKeepsIsLeftAlone:
             np.testing.assert_array_equal(gy_seen, gy_then)
 
 
+class TestActivations:
+    @pytest.mark.parametrize(("name", "arrays"), [("relu", 1.2), ("sigmoid", 2.1), ("tanh", 3.1)])      # gy, and what the slope takes
+    def test_write_into_the_gradient_that_only_the_pass_holds(self, name, arrays):
+        x = leaf(100_000)
+        loss = (getattr(F, name)(x) * 3).sum()
+        tracemalloc.start()
+        try:
+            loss.backward()
+            peak = tracemalloc.get_traced_memory()[1] / x.data.nbytes
+        finally:
+            tracemalloc.stop()
+        assert peak < arrays
+        z = Tensor(x.data, requires_grad=True)
+        (h := z * 1).retain_grad()
+        y = getattr(F, name)(h)
+        y.retain_grad()
+        (y * 3).sum().backward()
+        np.testing.assert_array_equal(x.grad.data, h.grad.data)
+        np.testing.assert_array_equal(y.grad.data, 3)
+
+
 class TestSumsOfGradients:
     def count(self, build, *leaves):
         """How many arrays of the leaves' size were alive at once in the backward pass."""

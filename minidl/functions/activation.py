@@ -28,8 +28,8 @@ SLOPES = {
 
 
 @by_kernel("activation_gradient")
-def activation_gradient(gy, y, name):
-    """gz = gy f'(z), from y = f(z)."""
+def activation_gradient(gy, y, name, out=None):
+    """gz = gy f'(z), from y = f(z). out: an array to write it into."""
     return gy * SLOPES[name](y)
 
 
@@ -40,8 +40,8 @@ class ReLU(Function):
         return backend.of(x).maximum(x, 0)
 
     # dy/dx = 1 where y > 0, else 0
-    def grad_x(self, gy, y):
-        return activation_gradient(gy, y, "relu")
+    def grad_x(self, gy, y, *, out=None):
+        return activation_gradient(gy, y, "relu", out)
 
 
 class LeakyReLU(Function):
@@ -75,8 +75,8 @@ class Sigmoid(Function):
         return backend.of(x).tanh(x * 0.5) * 0.5 + 0.5          # no overflow at either end
 
     # dy/dx = y (1 - y)
-    def grad_x(self, gy, y):
-        return activation_gradient(gy, y, "sigmoid")
+    def grad_x(self, gy, y, *, out=None):
+        return activation_gradient(gy, y, "sigmoid", out)
 
 
 class Tanh(Function):
@@ -84,8 +84,8 @@ class Tanh(Function):
         return backend.of(x).tanh(x)
 
     # dy/dx = 1 - y^2
-    def grad_x(self, gy, y):
-        return activation_gradient(gy, y, "tanh")
+    def grad_x(self, gy, y, *, out=None):
+        return activation_gradient(gy, y, "tanh", out)
 
 
 class Softplus(Function):

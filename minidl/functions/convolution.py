@@ -56,8 +56,8 @@ class ActivatedConv2d(Conv2d):
         return kernels.conv2d(x, w, self.window, self.groups, b, self.activation, self.algorithm)
 
     # y = f(z), z = w * x + b: the rules above with gz = gy f'(z), found from y
-    def before(self, gy, y):
-        return activation_gradient(gy, y, self.activation)
+    def before(self, gy, y, *, out=None):
+        return activation_gradient(gy, y, self.activation, out)
 
 
 class ConvTranspose2d(Function):

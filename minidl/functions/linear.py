@@ -61,8 +61,8 @@ class ActivatedAffine(Affine):
         return kernels.activation(super().forward(x, w, b), self.activation)
 
     # y = f(z), z = x w + b: the rules above with gz = gy f'(z), found from y
-    def before(self, gy, y):
-        return activation_gradient(gy, y, self.activation)
+    def before(self, gy, y, *, out=None):
+        return activation_gradient(gy, y, self.activation, out)
 
 
 class Embedding(Function):

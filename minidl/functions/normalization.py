@@ -67,8 +67,8 @@ class ActivatedBatchNorm(BatchNorm):
         return kernels.batch_norm(x, gamma, beta, self.eps, self.activation)
 
     # y = f(z): the rules above with gz = gy f'(z), found from y
-    def before(self, gy, y):
-        return activation_gradient(gy, y, self.activation)
+    def before(self, gy, y, *, out=None):
+        return activation_gradient(gy, y, self.activation, out)
 
 
 class BatchNormInference(Function):
@@ -101,8 +101,8 @@ class ActivatedBatchNormInference(BatchNormInference):
     def forward(self, x, gamma, beta, mean, var):
         return kernels.batch_norm_inference(x, gamma, beta, mean, var, self.eps, self.activation)
 
-    def before(self, gy, y):
-        return activation_gradient(gy, y, self.activation)
+    def before(self, gy, y, *, out=None):
+        return activation_gradient(gy, y, self.activation, out)
 
 
 # gu = gy gamma, ggamma and gbeta as above over the other axes; gx = r (gu - mean(gu) - u mean(gu u)) + gmean / n + 2 gvar (x - mean) / n

@@ -27,11 +27,16 @@ def activation(z: Array, name: str) -> Array:
     return y
 
 
-def activation_gradient(gy: Array, y: Array, name: str) -> Array:
-    """gz = gy f'(z), found from y = f(z)."""
+def activation_gradient(gy: Array, y: Array, name: str, out: Array | None = None) -> Array:
+    """gz = gy f'(z), found from y = f(z). out: where to write it, which may be gy; a new array unless given."""
+    multiply = backend.of(gy).multiply
     if name == "relu":
-        return gy * (y > 0)
-    return gy * (1 - y * y) if name == "tanh" else gy * y * (1 - y)
+        return multiply(gy, y > 0, out=out)
+    if name == "tanh":
+        return multiply(gy, 1 - y * y, out=out)
+    gz = multiply(gy, y, out=out)
+    gz *= 1 - y
+    return gz
 
 
 activated = activation                  # for kernels that have an argument of that name
