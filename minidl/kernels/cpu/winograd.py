@@ -59,7 +59,8 @@ class Plan(NamedTuple):
     inputs: int
     outputs: int
     scratch: int
-    pieces: int
+    strips: int
+    chunks: int         # shares of the outputs
     work: int
 
 
@@ -172,7 +173,7 @@ def transform_patches(plan, source, scratch, first_image, first, images, rows):
 
 @compiled
 def correlate(counter, pieces, scratch, plan, source, filters, start, out, relu):
-    """All of the convolution but the filters' transform. A piece is a strip."""
+    """All of the convolution but the filters' transform. A piece is a strip and a share of the outputs."""
     patches, products, half_way = scratch + plan.patches, scratch + plan.products, scratch + plan.half_way
     blocks = (plan.outputs + BLOCK - 1) // BLOCK
     pixel, layer, out_layer = plan.room * 4, plan.tiles * plan.room * 4, plan.tiles * plan.out_room * 4
@@ -180,14 +181,16 @@ def correlate(counter, pieces, scratch, plan, source, filters, start, out, relu)
         piece = take(counter)
         if piece >= pieces:
             return
-        first_image, first = piece // plan.bands * plan.images, piece % plan.bands * plan.tile_rows
+        strip, chunk = piece // plan.chunks, piece % plan.chunks
+        first_image, first = strip // plan.bands * plan.images, strip % plan.bands * plan.tile_rows
         images = min(plan.images, plan.image.n - first_image)
         rows = min(plan.tile_rows, (plan.height + 3) // 4 - first)
         count = images * rows * plan.tile_columns
 
+        first_block, end_block = chunk * blocks // plan.chunks, (chunk + 1) * blocks // plan.chunks
         transform_patches(plan, source, scratch, first_image, first, images, rows)
         for k in range(36):
-            for block in range(blocks):
+            for block in range(first_block, end_block):
                 right = filters + (k * blocks + block) * plan.inputs * BLOCK * 4
                 columns = plan.out_room - block * BLOCK
                 at = products + k * out_layer + block * BLOCK * 4
@@ -203,7 +206,7 @@ def correlate(counter, pieces, scratch, plan, source, filters, start, out, relu)
             y, x = t // plan.tile_columns, t % plan.tile_columns * 4
             row = (first + y % rows) * 4
             to = out + (first_image + y // rows) * plan.out_n + row * plan.out_h + x * plan.out_w
-            for c in range(0, plan.out_room, LANES):
+            for c in range(first_block * BLOCK, min(end_block * BLOCK, plan.out_room), LANES):
                 at = products + (t * plan.out_room + c) * 4
                 for column in range(6):
                     v0, v1, v2, v3 = contract(at + column * out_layer, 6 * out_layer)
@@ -236,11 +239,14 @@ def plan_of(image: Images, size: Pair, padding: Pair, out: tuple[int, int, int],
     size: (H, W) of the output. out: bytes from one image, row and column of it to the next. some: tiles of a strip, about.
     """
     tall, wide = -(-size[0] // 4), -(-size[1] // 4)
-    images = max(1, min(some // (tall * wide), -(-image.n // STRIPS)))
+    enough = max(-(-image.n // STRIPS), -(-2 * ROWS // (tall * wide)))      # images, for as many strips and for whole register tiles
+    images = max(1, min(some // (tall * wide), enough, image.n))
     rows = tall if images > 1 else max(1, min(tall, some // wide))
     bands = -(-tall // rows)
     rows = -(-tall // bands)
     room, out_room = -(-image.channels // LANES) * LANES, -(-outputs // LANES) * LANES
+    strips = -(-image.n // images) * bands
+    chunks = max(1, min(-(-8 // strips), outputs // 256))       # where there are few strips; each share transforms the patches anew
     tiles = -(-images * rows * wide // ROWS) * ROWS
     patches = images * (rows * 4 + 2) * (wide * 4 + 2) * room
     products = patches + 36 * tiles * room
@@ -249,7 +255,7 @@ def plan_of(image: Images, size: Pair, padding: Pair, out: tuple[int, int, int],
     tables = [np.arange(ROWS, dtype=np.int64) * (room * 4), np.arange(ROWS, dtype=np.int64) * (out_room * 4)]
     plan = Plan(image, *padding, *size, images, bands, rows, wide, room, out_room, tiles, patches * 4, products * 4, half_way * 4,
                 address(tables[0]), address(tables[1]), address(ZEROS), *out, image.channels, outputs, half_way + 36 * LANES,
-                -(-image.n // images) * bands, image.n * tall * wide * 36 * image.channels * blocks * BLOCK)
+                strips, chunks, image.n * tall * wide * 36 * image.channels * blocks * BLOCK)
     return plan, tables
 
 
@@ -267,5 +273,5 @@ def slide(image: np.ndarray, w: np.ndarray, out: np.ndarray, padding: Pair, turn
         *along, address(filters))
     n, _, h, w_ = out.strides
     plan, _ = plan_of(Images.of(image), out.shape[2:], padding, (n, h, w_), outputs)
-    run(correlate, plan.pieces, plan.work, plan.scratch, plan, address(image), address(filters), address(starts(b, outputs, 1)),
+    run(correlate, plan.strips * plan.chunks, plan.work, plan.scratch, plan, address(image), address(filters), address(starts(b, outputs, 1)),
         address(out), int(relu))

@@ -74,15 +74,14 @@ def pair_up(counter, pieces, scratch, plan, more, source, gy, sums):
     out_pixel, out_layer = plan.out_room * 4, plan.tiles * plan.out_room * 4
     line = plan.tile_columns * 4 * out_pixel
     blocks = (plan.out_room + BLOCK - 1) // BLOCK
-    strips = (plan.image.n + plan.images - 1) // plan.images * plan.bands
     tasks = 36 * blocks * more.row_tiles
     while True:
         piece = take(counter)
         if piece >= pieces:
             return
         part, chunk = piece // more.chunks, piece % more.chunks
-        first_strip = part * strips // more.parts
-        for number_of_strip in range(first_strip, (part + 1) * strips // more.parts):
+        first_strip = part * plan.strips // more.parts
+        for number_of_strip in range(first_strip, (part + 1) * plan.strips // more.parts):
             first_image, first = number_of_strip // plan.bands * plan.images, number_of_strip % plan.bands * plan.tile_rows
             images = min(plan.images, plan.image.n - first_image)
             rows = min(plan.tile_rows, (plan.height + 3) // 4 - first)
@@ -147,7 +146,7 @@ def plans_of(image: Images, gy: Images, padding: Pair) -> tuple[Plan, Sums, list
     plan, tables = plan_of(image, (gy.height, gy.width), padding, (0, 0, 0), gy.channels, TILES)
     row_tiles = -(-image.channels // ROWS)
     numbers = 36 * row_tiles * ROWS * plan.out_room
-    parts = max(1, min(SUMS, plan.pieces, APART // numbers))
+    parts = max(1, min(SUMS, plan.strips, APART // numbers))
     table = np.arange(ROWS, dtype=np.int64) * 4
     strip = plan.scratch + ROWS
     more = Sums(gy, strip * 4, row_tiles, numbers, parts, -(-SUMS // parts), address(table),
