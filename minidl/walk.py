@@ -2,6 +2,9 @@
 
 A Node's number is larger than the numbers of all Nodes it came from. So a heap of the Nodes reached, youngest on top, gives a
 topological order, found while walking, and no recursion is needed. Only when a gradient is complete does it become a leaf's `.grad`.
+
+In an ordinary pass a Node gives up what it holds when its turn comes, and each array goes with the last step that names it (plan.py says
+which). An array is written into a second time only where Python counts no other reference to it: what anybody else holds stays as it is.
 What users call stands in autograd.py; this file knows no operation by name.
 """
 
