@@ -109,6 +109,10 @@ def sum_pairs(two, one, plan, counter, pieces, scratch, image, gy, zeros, out):
             left = bring(cut, image, scratch, first_image, first_row, images)
             right = bring(plan.gy, gy, scratch + plan.beside, first_image, first_row, images)
             add = 0 if strip == first_strip else 1
+            runs, length = images * rows, cut.out_width
+            left_step, right_step = cut.step_w * cut.by_column, plan.gy.by_column
+            if plan.over_images:
+                runs, length, left_step, right_step = rows * cut.out_width, images, cut.by_image, plan.gy.by_image
             for task in range(chunk * plan.tasks // plan.chunks, (chunk + 1) * plan.tasks // plan.chunks):
                 block, some = task // plan.tiles, plan.rows + task % plan.tiles * ROWS * 8
                 group, first = block // plan.blocks, block % plan.blocks * BLOCK
@@ -117,11 +121,11 @@ def sum_pairs(two, one, plan, counter, pieces, scratch, image, gy, zeros, out):
                 at_right = right + (group * plan.outputs + first) * 4
                 at = out + part * plan.numbers * 4 + group * plan.group_bytes + first * 4
                 if columns > LANES:
-                    two(at_left, some, at_right, images * rows, plan.left_offsets, plan.right_offsets, cut.out_width,
-                        cut.step_w * cut.by_column, plan.gy.by_column, zeros, at, some + plan.places, columns, add, 0)
+                    two(at_left, some, at_right, runs, plan.left_offsets, plan.right_offsets, length, left_step, right_step,
+                        zeros, at, some + plan.places, columns, add, 0)
                 else:
-                    one(at_left, some, at_right, images * rows, plan.left_offsets, plan.right_offsets, cut.out_width,
-                        cut.step_w * cut.by_column, plan.gy.by_column, zeros, at, some + plan.places, columns, add, 0)
+                    one(at_left, some, at_right, runs, plan.left_offsets, plan.right_offsets, length, left_step, right_step,
+                        zeros, at, some + plan.places, columns, add, 0)
 
 
 @compiled
@@ -168,12 +172,20 @@ def collect(counter, pieces, scratch, sums, parts, numbers, groups, count, input
 
 
 def forward(x: np.ndarray, w: np.ndarray, y: np.ndarray, window: Window, groups: int, b: np.ndarray | None, relu: bool) -> None:
-    """Convolution of x with w, into y."""
+    """Convolution of x with w, into y, which lies channels last."""
+    count = abreast(window, len(w), y.shape[3]) if groups == 1 else 1
+    if count > 1:
+        window, w, y, b = widened(count, window, w, y, b)
     slide_taps(x, w, taps_of(window), y, y.shape[2:], window.stride, window.padding, len(w) // groups, groups, False, b, relu)
 
 
 def backward(gy: np.ndarray, w: np.ndarray, gx: np.ndarray, window: Window, groups: int, b: np.ndarray | None) -> None:
-    """The gradient by the input, into gx."""
+    """The gradient by the input, into gx, which lies channels last."""
+    turned = Window(window.kernel, padding=(window.kernel[0] - 1 - window.padding[0], window.kernel[1] - 1 - window.padding[1]))
+    alone = window.stride == window.dilation == (1, 1) and groups == 1 and min(turned.padding) >= 0
+    if alone and abreast(turned, w.shape[1], gx.shape[3]) > 1:
+        forward(gy, w.swapaxes(0, 1)[:, :, ::-1, ::-1], gx, turned, 1, b, False)
+        return
     for way in ways_back(window, gx.shape[2:]):
         part = gx[:, :, way.first[0]::window.stride[0], way.first[1]::window.stride[1]]
         if not way.taps:
@@ -182,8 +194,44 @@ def backward(gy: np.ndarray, w: np.ndarray, gx: np.ndarray, window: Window, grou
             slide_taps(gy, w, way.taps, part, way.positions, (1, 1), (way.top, way.left), w.shape[1], groups, True, b, False)
 
 
+def abreast(window: Window, outputs: int, width: int) -> int:
+    """How many neighbouring positions to compute as if they were outputs of one: few outputs leave most of a vector unused.
+
+    Each position more widens the filter by a stride, with zeros for the others. What counts is the share of the products that are used.
+    """
+    def used(count: int) -> float:
+        lanes = -(-count * outputs // LANES) * LANES
+        taps = window.kernel[1] / (window.kernel[1] + (count - 1) * window.stride[1])
+        return count * outputs / lanes * taps * (1.25 if lanes > LANES else 1)      # two vectors at once are faster
+
+    if window.dilation[1] > 1 or 2 * outputs > BLOCK:
+        return 1
+    return max((count for count in range(1, BLOCK // outputs + 1) if width % count == 0), key=used)
+
+
+def widened(count: int, window: Window, w: np.ndarray, y: np.ndarray,
+            b: np.ndarray | None) -> tuple[Window, np.ndarray, np.ndarray, np.ndarray | None]:
+    """The same convolution with so many neighbouring positions as outputs of one: its window, filters, view of the result, and bias."""
+    outputs, inputs, height, width = w.shape
+    step = window.stride[1]
+    wide = np.zeros((count, outputs, inputs, height, width + (count - 1) * step), np.float32)
+    for i in range(count):
+        wide[i, ..., i * step:i * step + width] = w
+    n, _, rows, columns = y.shape
+    together = y.transpose(0, 2, 3, 1).reshape(n, rows, columns // count, count * outputs).transpose(0, 3, 1, 2)
+    return (Window((height, wide.shape[-1]), (window.stride[0], step * count), window.padding, window.dilation),
+            wide.reshape(count * outputs, *wide.shape[2:]), together, None if b is None else np.tile(b, count))
+
+
 def weights(x: np.ndarray, gy: np.ndarray, gw: np.ndarray, window: Window, groups: int) -> None:
     """The gradient by the filters, into gw, which is contiguous."""
+    count = abreast(window, len(gw), gy.shape[3]) if groups == 1 else 1
+    if count > 1:                                               # each filter is the sum of what it is at each of the positions
+        wider, wide, together, _ = widened(count, window, np.zeros_like(gw), gy, None)
+        weights(x, together, wide, wider, 1)
+        starts = range(0, count * window.stride[1], window.stride[1])
+        gw[...] = sum(part[..., i:i + gw.shape[-1]] for i, part in zip(starts, wide.reshape(count, *gw.shape[:-1], -1)))
+        return
     outputs, inputs = gy.shape[1] // groups, x.shape[1] // groups
     x, gy = aligned(x), aligned(gy)
     plan, _ = pairing(Images.of(x), Images.of(gy), window, groups)

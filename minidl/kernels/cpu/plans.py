@@ -109,7 +109,8 @@ class Pairing(NamedTuple):
     gy: Cut                 # of the gradients, into the same strips
     rows: int               # where each number under the window lies
     places: int             # how far behind the places of the results lie
-    left_offsets: int       # from a row of positions to the next
+    over_images: int        # whether a run is one position in all images of a strip, and not one row of positions
+    left_offsets: int       # to where runs begin
     right_offsets: int
     tiles: int              # register tiles that the numbers under the window make
     outputs: int            # of a group
@@ -274,7 +275,8 @@ def pairing(image: Images, gy: Images, window: Window, groups: int) -> tuple[Pai
     taps = taps_of(window)
     numbers = groups * len(taps) * (1 if alike else inputs * outputs)
     reach = window.span[0] - 1, window.span[1] - 1
-    strips = cut(image, (gy.height, gy.width), window.stride, *window.padding, reach, room, PAIRED, NEAR, STRIPS)
+    apart = max(1, min(SUMS, APART // max(numbers, 1)))
+    strips = cut(image, (gy.height, gy.width), window.stride, *window.padding, reach, room, PAIRED, NEAR, apart)
     gy_room = -(-gy.channels // LANES) * LANES if groups == 1 else -(-groups // BLOCK) * BLOCK if alike else gy.channels + LANES
     gy_copied = gy.along_c != 4 or gy_room != gy.channels
     gy_by_row, gy_by_column = (gy.width * gy_room * 4, gy_room * 4) if gy_copied else (gy.along_h, gy.along_w)
@@ -284,21 +286,22 @@ def pairing(image: Images, gy: Images, window: Window, groups: int) -> tuple[Pai
     channel = [0] if alike else range(inputs)
     rows = [tap.row * strips.by_row + tap.column * strips.by_column + c * 4 for tap in taps for c in channel]
     rows += rows[-1:] * (-len(rows) % ROWS)
-    i, y = (index.reshape(-1) for index in np.indices((strips.images, strips.rows)))
+    over_images = strips.images > gy.width                      # whichever makes the longer runs
+    i, y, x = (index.reshape(-1) for index in np.indices((1, strips.rows, gy.width) if over_images else (strips.images, strips.rows, 1)))
     count = len(taps) * inputs
     tables = [
         np.array([rows, [min(k, count - 1) * outputs * 4 for k in range(len(rows))]], np.int64),
-        np.array(i * strips.by_image + y * strips.step_h * strips.by_row, np.int64),
-        np.array(i * beside.by_image + y * beside.by_row, np.int64),
+        np.array(i * strips.by_image + y * strips.step_h * strips.by_row + x * strips.step_w * strips.by_column, np.int64),
+        np.array(i * beside.by_image + y * beside.by_row + x * beside.by_column, np.int64),
     ]
     tiles = len(rows) // ROWS
     tasks = tiles * blocks * (1 if alike else groups)
-    parts = max(1, min(SUMS, strips.strips, APART // max(numbers, 1)))
+    parts = min(apart, strips.strips)
     chunks = min(tasks, -(-SUMS // parts))                      # each share of the tasks copies the strips anew
     plan = Pairing(
-        strips, beside, address(tables[0]), tables[0][0].nbytes, address(tables[1]), address(tables[2]), tiles, outputs, blocks, tasks,
-        BLOCK * 4 if alike else 0, 0 if alike else inputs * 4, count * outputs * 4, numbers, parts, chunks, strips.size * 4,
-        strips.size + beside.size + BLOCK, parts * chunks, gy.n * gy.height * gy.width * tasks * ROWS * BLOCK)
+        strips, beside, address(tables[0]), tables[0][0].nbytes, int(over_images), address(tables[1]), address(tables[2]), tiles,
+        outputs, blocks, tasks, BLOCK * 4 if alike else 0, 0 if alike else inputs * 4, count * outputs * 4, numbers, parts, chunks,
+        strips.size * 4, strips.size + beside.size + BLOCK, parts * chunks, gy.n * gy.height * gy.width * tasks * ROWS * BLOCK)
     return plan, tables
 
 
