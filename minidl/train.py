@@ -7,12 +7,12 @@ it looks in display.py.
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -21,16 +21,18 @@ import numpy as np
 import typer
 
 import minidl
-from minidl import optim
+from minidl import kernels, optim, pool
 from minidl.checkpoint import Checkpoints, Found, load
 from minidl.config import gather
 from minidl.display import Display, errors_told, number, percent, tell
-from minidl.errors import CheckpointError, MissingExtra, NumericsError
+from minidl.errors import CheckpointError, NumericsError
 from minidl.loop import Callback, Objective, classification, evaluate, fit, reconstruction
 from minidl.optim.schedule import value_at
 from minidl.record import Record, claimed, command, new_folder, read_config
 from minidl.run import Run, part
 from minidl.task import Plan, Task, make_optimizer, make_task, settle
+
+MOST = 16               # threads that are used without being asked for: the work of a step has about so many pieces
 
 __all__ = ["Callback", "Objective", "Run", "classification", "evaluate", "fit", "reconstruction"]
 
@@ -40,10 +42,22 @@ def train(options: SimpleNamespace) -> int:
     notes = settle(options)
     config = None if options.resume is None else read_config(options.resume)
     task = make_task(options, config)
-    with threads(options.threads) as count, np.errstate(over="ignore", invalid="ignore", divide="ignore"):      # the loss is watched
+    with at_work(options.threads) as count, np.errstate(over="ignore", invalid="ignore", divide="ignore"):      # the loss is watched
         task.plan.append(("device", options.device + (f", {count} thread{'s' * (count != 1)}" if options.device == "cpu" else "")))
+        if options.device == "cpu" and not kernels.compiled():
+            notes.append(("kernels", "the reference in NumPy; several times faster with pip install 'minidl[fast]'"))
         task.notes += notes
         return only_test(options, task) if options.eval_only else run(options, task, config)
+
+
+@contextmanager
+def at_work(count: int | None) -> Iterator[int]:
+    """Run a block on so many threads, on one a core (but no more than MOST) unless told otherwise; gives how many."""
+    if count is None and find_spec("threadpoolctl") is None:
+        yield 1
+    else:
+        with pool.threads(count or min(pool.cores(), MOST)) as found:
+            yield found
 
 
 def only_test(options: SimpleNamespace, task: Task) -> int:
@@ -174,24 +188,6 @@ class StopOnSignal(Callback):
         self.stopping()
 
 
-@contextmanager
-def threads(count: int | None) -> Iterator[int]:
-    """Run a block with so many threads in the linear algebra, one unless told otherwise; gives how many there are.
-
-    The products of a small network's convolutions are small: on two threads LeNet takes half as long again as on one, while a wide
-    mlp takes two thirds.
-    """
-    try:
-        from threadpoolctl import threadpool_info, threadpool_limits
-    except ImportError:
-        if count is not None:
-            raise MissingExtra("--threads needs threadpoolctl", hint="Install it: pip install 'minidl[fast]'") from None
-        yield len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return
-    with threadpool_limits(count or 1):
-        yield max((pool["num_threads"] for pool in threadpool_info()), default=1)
-
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
@@ -218,7 +214,7 @@ def main(
     clip: Annotated[float | None, typer.Option(metavar="NORM", help="The largest norm that the gradient may have.")] = None,
     label_smoothing: Annotated[float, typer.Option(help="The part of a label that is spread over all classes.")] = 0.1,
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda:0, ...")] = "cpu",
-    threads: Annotated[int | None, typer.Option(metavar="N", help="Threads of the linear algebra.  [default: 1]")] = None,
+    threads: Annotated[int | None, typer.Option(metavar="N", help="Threads that kernels work on.  [default: one a core]")] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the weights, the order and the augmentation.")] = 0,
     weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Start from these: a safetensors file, or a run's folder.")] = None,
     eval_only: Annotated[bool, typer.Option("--eval-only", help="Only test, with --weights or --resume.")] = False,
