@@ -139,11 +139,11 @@ def compete(workload: Model | Layer, contestants: dict[str, list[Seat]], weights
     return outcomes
 
 
-def compare(workload: Model | Layer, contestant: str, check: dict[str, float], first: dict[str, float]) -> None:
+def compare(workload: Model | Layer, contestant: str, check: dict[str, float], ours: dict[str, float]) -> None:
     """Mismatch unless both computed the same, within what float32 allows."""
-    for name, value in first.items():
+    for name, value in ours.items():
         if not abs(check[name] - value) <= TOLERANCES[name] * abs(value):
-            raise Mismatch(f"{workload.name}: {name} is {check[name]:.8g} in {contestant} and {value:.8g} in the first contestant. "
+            raise Mismatch(f"{workload.name}: {name} is {check[name]:.8g} by {contestant} and {value:.8g} by minidl. "
                            "They do not compute the same, and are not timed.")
 
 
