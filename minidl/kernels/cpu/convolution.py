@@ -20,7 +20,7 @@ from minidl.kernels.window import Pair, Window
 # Nanoseconds on one core of a Zen 5 with AVX-512, by scripts/bench_cpu: what counts is how they compare
 PRODUCT = 1 / 105           # a multiply-add in a register tile
 TRANSFORM = 0.33            # a number of an image or an output among a tile's 36
-FILTER = 0.7                # a number of a transformed filter
+FILTER = 0.4                # a number of a transformed filter
 
 
 def conv2d(x: np.ndarray, w: np.ndarray, window: Window, groups: int = 1, b: np.ndarray | None = None, activation: str | None = None,
@@ -58,7 +58,7 @@ def conv2d_weights(x: np.ndarray, gy: np.ndarray, window: Window, groups: int = 
     chosen = choose("conv2d_weights", algorithm, gw, window, groups, len(x), gy.shape[2:])
     if chosen is None or gy.dtype != np.float32:
         return NotImplemented
-    if chosen == "winograd" and (algorithm is not None or winograd_weights.pays(gw)):
+    if chosen == "winograd":
         winograd_weights.weights(x, gy, gw, window.padding)
     elif gy.size:
         direct.weights(x, gy, gw, window, groups)

@@ -23,7 +23,7 @@ from minidl.kernels.cpu.compiled import compiled, inner, run
 from minidl.kernels.cpu.lanes import load, splat, store, where
 from minidl.kernels.cpu.plans import STRIPS, Images, address
 from minidl.kernels.cpu.strips import ZEROS, aligned, fill, starts
-from minidl.kernels.cpu.vector import BLOCK, LANES, ROWS, number, put, take, tile
+from minidl.kernels.cpu.vector import BLOCK, LANES, ROWS, clear, number, put, take, tile
 from minidl.kernels.window import Pair
 
 TILES = 48              # tiles of a strip, about: their patches and products, transformed, stay in a second-level cache
@@ -51,7 +51,8 @@ class Plan(NamedTuple):
     products: int       # to the products
     half_way: int       # to a tile that is half transformed
     rows: int           # the address of the bytes to the rows of a register tile
-    places: int
+    places: int         # and to their places among products of all outputs, and of one block
+    block_places: int
     zero: int           # the address of a 0: there is one run, which begins at once
     out_n: int
     out_h: int
@@ -60,7 +61,7 @@ class Plan(NamedTuple):
     outputs: int
     scratch: int
     strips: int
-    chunks: int         # shares of the outputs
+    all_tiles: int
     work: int
 
 
@@ -120,11 +121,102 @@ def above(v):
     return where(v < zero, zero, v)
 
 
+# Parts of the kernels
+
+
+@inner
+def transform_filters_of(block, some, end, w, inputs, outputs, along_input, along_output, first, step, scratch, to, matrix):
+    """G w G^T of a block of BLOCK outputs, for the inputs from `some` to `end`: for each input the outputs side by side, zeros if there
+    are none. matrix: bytes from one of the 36 matrices to the next.
+    """
+    columns = min(BLOCK, outputs - block * BLOCK)
+    half_way = scratch + 9 * BLOCK * 4
+    clear(scratch, 9 * BLOCK * 4)
+    for c in range(some, end):
+        for j in range(columns):
+            source = w + (block * BLOCK + j) * along_output + c * along_input + first
+            for t in range(9):
+                put(scratch + (t * BLOCK + j) * 4, number(source + t * step))
+        for part in range(0, BLOCK, LANES):
+            for x in range(3):
+                evaluate(scratch + (x * BLOCK + part) * 4, 3 * BLOCK * 4, half_way + x * VECTOR, 3 * VECTOR)
+            for y in range(6):
+                evaluate(half_way + y * 3 * VECTOR, VECTOR, to + y * 6 * matrix + (c * BLOCK + part) * 4, matrix)
+
+
+@inner
+def transform_patches(plan, source, strip, half_way, to, layer, first_image, first, images, rows):
+    """Bring a strip to scratch memory, and transform the patch of each of its tiles: 36 matrices (tiles, channels), `layer` bytes apart."""
+    height, width = rows * 4 + 2, plan.tile_columns * 4 + 2
+    pixel, line = plan.room * 4, width * plan.room * 4
+    for i in range(images):
+        fill(strip + i * height * line, plan.room, source + (first_image + i) * plan.image.along_n, first * 4 - plan.top, height,
+             -plan.left, width, plan.image.height, plan.image.width, plan.image.channels, plan.image.along_c, plan.image.along_h,
+             plan.image.along_w)
+    for t in range(images * rows * plan.tile_columns):
+        y, x = t // plan.tile_columns, t % plan.tile_columns
+        corner = strip + (y // rows * height + y % rows * 4) * line + x * 4 * pixel
+        for c in range(0, pixel, VECTOR):
+            for column in range(6):
+                expand(corner + column * pixel + c, line, half_way + column * VECTOR, 6 * VECTOR)
+            for row in range(6):
+                expand(half_way + row * 6 * VECTOR, VECTOR, to + t * pixel + row * 6 * layer + c, layer)
+
+
+@inner
+def multiply(plan, patches, layer, filters, matrix, products, out_layer, out_pixel, places, count, columns):
+    """Of some tiles and a block of outputs: 36 products of matrices."""
+    for k in range(36):
+        left, right, at = patches + k * layer, filters + k * matrix, products + k * out_layer
+        for t in range(0, count, ROWS):
+            if columns > LANES:
+                TWO(left + t * plan.room * 4, plan.rows, right, 1, plan.zero, plan.zero, plan.inputs, 4, BLOCK * 4, plan.zero,
+                    at + t * out_pixel, places, columns, 0, 0)
+            else:
+                ONE(left + t * plan.room * 4, plan.rows, right, 1, plan.zero, plan.zero, plan.inputs, 4, BLOCK * 4, plan.zero,
+                    at + t * out_pixel, places, columns, 0, 0)
+
+
+@inner
+def write_back(plan, t, products, out_layer, c, start, half_way, out, relu):
+    """Transform the products of a tile back, for a vector of outputs from c on, and write them where they are inside the image.
+
+    t: the tile's number in the batch.
+    """
+    tall = (plan.height + 3) // 4
+    image, row, x = t // (tall * plan.tile_columns), t // plan.tile_columns % tall * 4, t % plan.tile_columns * 4
+    to = out + image * plan.out_n + row * plan.out_h + x * plan.out_w + c * 4
+    for column in range(6):
+        v0, v1, v2, v3 = contract(products + column * out_layer, 6 * out_layer)
+        there = half_way + column * VECTOR
+        store(there, LANES, v0)
+        store(there + 6 * VECTOR, LANES, v1)
+        store(there + 12 * VECTOR, LANES, v2)
+        store(there + 18 * VECTOR, LANES, v3)
+    begin, rest = load(start + c * 4, LANES), plan.outputs - c
+    for i in range(min(4, plan.height - row)):
+        v0, v1, v2, v3 = contract(half_way + i * 6 * VECTOR, VECTOR)
+        v0, v1, v2, v3 = v0 + begin, v1 + begin, v2 + begin, v3 + begin
+        if relu:
+            v0, v1, v2, v3 = above(v0), above(v1), above(v2), above(v3)
+        there = to + i * plan.out_h
+        store(there, rest, v0)
+        if x + 1 < plan.width:
+            store(there + plan.out_w, rest, v1)
+        if x + 2 < plan.width:
+            store(there + 2 * plan.out_w, rest, v2)
+        if x + 3 < plan.width:
+            store(there + 3 * plan.out_w, rest, v3)
+
+
+# Many tiles, few filters: the filters are transformed once, and tiles a strip at a time
+
+
 @compiled
 def transform_filters(counter, pieces, scratch, w, inputs, outputs, along_input, along_output, first, step, to):
-    """G w G^T of every filter: 36 matrices, each in blocks of BLOCK outputs: for each input the outputs side by side.
+    """G w G^T of every filter: 36 matrices, each in blocks. A piece is a block and 16 inputs.
 
-    first, step: bytes to a filter's first tap, and from it to the next. A piece is a block and 16 inputs.
+    first, step: bytes to a filter's first tap, and from it to the next.
     """
     shares = (inputs + 15) // 16
     blocks = (outputs + BLOCK - 1) // BLOCK
@@ -133,108 +225,77 @@ def transform_filters(counter, pieces, scratch, w, inputs, outputs, along_input,
         if piece >= pieces:
             return
         block, some = piece // shares, piece % shares * 16
-        columns = min(BLOCK, outputs - block * BLOCK)
-        for i in range(9 * BLOCK):
-            put(scratch + i * 4, np.float32(0))
-        for c in range(some, min(some + 16, inputs)):
-            for j in range(columns):
-                source = w + (block * BLOCK + j) * along_output + c * along_input + first
-                for t in range(9):
-                    put(scratch + (t * BLOCK + j) * 4, number(source + t * step))
-            for part in range(0, BLOCK, LANES):
-                half_way = scratch + 9 * BLOCK * 4
-                for x in range(3):
-                    evaluate(scratch + (x * BLOCK + part) * 4, 3 * BLOCK * 4, half_way + x * VECTOR, 3 * VECTOR)
-                for y in range(6):
-                    evaluate(half_way + y * 3 * VECTOR, VECTOR, to + (((y * 6 * blocks + block) * inputs + c) * BLOCK + part) * 4,
-                             blocks * inputs * BLOCK * 4)
-
-
-@inner
-def transform_patches(plan, source, scratch, first_image, first, images, rows):
-    """Bring a strip to scratch memory, and transform the patch of each of its tiles: 36 matrices (tiles, channels)."""
-    height, width = rows * 4 + 2, plan.tile_columns * 4 + 2
-    pixel, line, layer = plan.room * 4, width * plan.room * 4, plan.tiles * plan.room * 4
-    half_way = scratch + plan.half_way
-    for i in range(images):
-        fill(scratch + i * height * line, plan.room, source + (first_image + i) * plan.image.along_n, first * 4 - plan.top, height,
-             -plan.left, width, plan.image.height, plan.image.width, plan.image.channels, plan.image.along_c, plan.image.along_h,
-             plan.image.along_w)
-    for t in range(images * rows * plan.tile_columns):
-        y, x = t // plan.tile_columns, t % plan.tile_columns
-        corner = scratch + (y // rows * height + y % rows * 4) * line + x * 4 * pixel
-        to = scratch + plan.patches + t * pixel
-        for c in range(0, plan.room * 4, VECTOR):
-            for column in range(6):
-                expand(corner + column * pixel + c, line, half_way + column * VECTOR, 6 * VECTOR)
-            for row in range(6):
-                expand(half_way + row * 6 * VECTOR, VECTOR, to + row * 6 * layer + c, layer)
+        transform_filters_of(block, some, min(some + 16, inputs), w, inputs, outputs, along_input, along_output, first, step, scratch,
+                             to + block * inputs * BLOCK * 4, blocks * inputs * BLOCK * 4)
 
 
 @compiled
 def correlate(counter, pieces, scratch, plan, source, filters, start, out, relu):
-    """All of the convolution but the filters' transform. A piece is a strip and a share of the outputs."""
+    """All of the convolution but the filters' transform. A piece is a strip."""
     patches, products, half_way = scratch + plan.patches, scratch + plan.products, scratch + plan.half_way
-    blocks = (plan.outputs + BLOCK - 1) // BLOCK
-    pixel, layer, out_layer = plan.room * 4, plan.tiles * plan.room * 4, plan.tiles * plan.out_room * 4
+    blocks, block_bytes = (plan.outputs + BLOCK - 1) // BLOCK, plan.inputs * BLOCK * 4
+    layer, out_pixel, out_layer = plan.tiles * plan.room * 4, plan.out_room * 4, plan.tiles * plan.out_room * 4
     while True:
         piece = take(counter)
         if piece >= pieces:
             return
-        strip, chunk = piece // plan.chunks, piece % plan.chunks
-        first_image, first = strip // plan.bands * plan.images, strip % plan.bands * plan.tile_rows
-        images = min(plan.images, plan.image.n - first_image)
-        rows = min(plan.tile_rows, (plan.height + 3) // 4 - first)
+        first_image, first = piece // plan.bands * plan.images, piece % plan.bands * plan.tile_rows
+        images, rows = min(plan.images, plan.image.n - first_image), min(plan.tile_rows, (plan.height + 3) // 4 - first)
         count = images * rows * plan.tile_columns
-
-        first_block, end_block = chunk * blocks // plan.chunks, (chunk + 1) * blocks // plan.chunks
-        transform_patches(plan, source, scratch, first_image, first, images, rows)
-        for k in range(36):
-            for block in range(first_block, end_block):
-                right = filters + (k * blocks + block) * plan.inputs * BLOCK * 4
-                columns = plan.out_room - block * BLOCK
-                at = products + k * out_layer + block * BLOCK * 4
-                for t in range(0, count, ROWS):
-                    if columns > LANES:
-                        TWO(patches + k * layer + t * pixel, plan.rows, right, 1, plan.zero, plan.zero, plan.inputs, 4, BLOCK * 4,
-                            plan.zero, at + t * plan.out_room * 4, plan.places, columns, 0, 0)
-                    else:
-                        ONE(patches + k * layer + t * pixel, plan.rows, right, 1, plan.zero, plan.zero, plan.inputs, 4, BLOCK * 4,
-                            plan.zero, at + t * plan.out_room * 4, plan.places, columns, 0, 0)
-
+        transform_patches(plan, source, scratch, half_way, patches, layer, first_image, first, images, rows)
+        for block in range(blocks):
+            multiply(plan, patches, layer, filters + block * block_bytes, blocks * block_bytes, products + block * BLOCK * 4, out_layer,
+                     out_pixel, plan.places, count, plan.out_room - block * BLOCK)
+        before = (first_image * ((plan.height + 3) // 4) + first) * plan.tile_columns
         for t in range(count):
-            y, x = t // plan.tile_columns, t % plan.tile_columns * 4
-            row = (first + y % rows) * 4
-            to = out + (first_image + y // rows) * plan.out_n + row * plan.out_h + x * plan.out_w
-            for c in range(first_block * BLOCK, min(end_block * BLOCK, plan.out_room), LANES):
-                at = products + (t * plan.out_room + c) * 4
-                for column in range(6):
-                    v0, v1, v2, v3 = contract(at + column * out_layer, 6 * out_layer)
-                    there = half_way + column * VECTOR
-                    store(there, LANES, v0)
-                    store(there + 6 * VECTOR, LANES, v1)
-                    store(there + 12 * VECTOR, LANES, v2)
-                    store(there + 18 * VECTOR, LANES, v3)
-                begin, rest = load(start + c * 4, LANES), plan.outputs - c
-                for i in range(min(4, plan.height - row)):
-                    v0, v1, v2, v3 = contract(half_way + i * 6 * VECTOR, VECTOR)
-                    v0, v1, v2, v3 = v0 + begin, v1 + begin, v2 + begin, v3 + begin
-                    if relu:
-                        v0, v1, v2, v3 = above(v0), above(v1), above(v2), above(v3)
-                    there = to + i * plan.out_h + c * 4
-                    store(there, rest, v0)
-                    if x + 1 < plan.width:
-                        store(there + plan.out_w, rest, v1)
-                    if x + 2 < plan.width:
-                        store(there + 2 * plan.out_w, rest, v2)
-                    if x + 3 < plan.width:
-                        store(there + 3 * plan.out_w, rest, v3)
+            for c in range(0, plan.out_room, LANES):
+                write_back(plan, before + t, products + t * out_pixel + c * 4, out_layer, c, start, half_way, out, relu)
+
+
+# Few tiles, many filters: the tiles are transformed once, and filters a block at a time
+
+
+@compiled
+def transform_images(counter, pieces, scratch, plan, source, to, layer):
+    """The patches of all tiles: 36 matrices (tiles, channels), `layer` bytes apart. A piece is a strip."""
+    while True:
+        piece = take(counter)
+        if piece >= pieces:
+            return
+        first_image, first = piece // plan.bands * plan.images, piece % plan.bands * plan.tile_rows
+        images, rows = min(plan.images, plan.image.n - first_image), min(plan.tile_rows, (plan.height + 3) // 4 - first)
+        before = (first_image * ((plan.height + 3) // 4) + first) * plan.tile_columns
+        transform_patches(plan, source, scratch, scratch + plan.half_way, to + before * plan.room * 4, layer, first_image, first, images,
+                          rows)
+
+
+@compiled
+def correlate_blocks(counter, pieces, scratch, plan, patches, layer, w, along_input, along_output, first, step, start, out, relu):
+    """All of the convolution but the images' transform. A piece is a block of outputs."""
+    matrix = plan.inputs * BLOCK * 4
+    products = scratch + 36 * matrix
+    half_way = products + 36 * TILES * BLOCK * 4
+    while True:
+        piece = take(counter)
+        if piece >= pieces:
+            return
+        transform_filters_of(piece, 0, plan.inputs, w, plan.inputs, plan.outputs, along_input, along_output, first, step, products, scratch,
+                             matrix)
+        columns = min(BLOCK, plan.out_room - piece * BLOCK)
+        for before in range(0, plan.all_tiles, TILES):
+            count = min(TILES, plan.all_tiles - before)
+            multiply(plan, patches + before * plan.room * 4, layer, scratch, matrix, products, TILES * BLOCK * 4, BLOCK * 4,
+                     plan.block_places, count, columns)
+            for t in range(count):
+                for c in range(0, columns, LANES):
+                    write_back(plan, before + t, products + t * BLOCK * 4 + c * 4, TILES * BLOCK * 4, piece * BLOCK + c, start, half_way,
+                               out, relu)
 
 
 @functools.lru_cache(maxsize=512)
 def plan_of(image: Images, size: Pair, padding: Pair, out: tuple[int, int, int], outputs: int,
             some: int = TILES) -> tuple[Plan, list[np.ndarray]]:
-    """A plan for `correlate`, and the tables that it names.
+    """A plan, and the tables that it names.
 
     size: (H, W) of the output. out: bytes from one image, row and column of it to the next. some: tiles of a strip, about.
     """
@@ -245,17 +306,15 @@ def plan_of(image: Images, size: Pair, padding: Pair, out: tuple[int, int, int],
     bands = -(-tall // rows)
     rows = -(-tall // bands)
     room, out_room = -(-image.channels // LANES) * LANES, -(-outputs // LANES) * LANES
-    strips = -(-image.n // images) * bands
-    chunks = max(1, min(-(-8 // strips), outputs // 256))       # where there are few strips; each share transforms the patches anew
     tiles = -(-images * rows * wide // ROWS) * ROWS
     patches = images * (rows * 4 + 2) * (wide * 4 + 2) * room
     products = patches + 36 * tiles * room
     half_way = products + 36 * tiles * out_room
-    blocks = -(-outputs // BLOCK)
-    tables = [np.arange(ROWS, dtype=np.int64) * (room * 4), np.arange(ROWS, dtype=np.int64) * (out_room * 4)]
+    tables = [np.arange(ROWS, dtype=np.int64) * (step * 4) for step in (room, out_room, BLOCK)]
     plan = Plan(image, *padding, *size, images, bands, rows, wide, room, out_room, tiles, patches * 4, products * 4, half_way * 4,
-                address(tables[0]), address(tables[1]), address(ZEROS), *out, image.channels, outputs, half_way + 36 * LANES,
-                strips, chunks, image.n * tall * wide * 36 * image.channels * blocks * BLOCK)
+                *map(address, tables), address(ZEROS), *out, image.channels, outputs, half_way + 36 * LANES,
+                -(-image.n // images) * bands, image.n * tall * wide,
+                image.n * tall * wide * 36 * image.channels * -(-outputs // BLOCK) * BLOCK)
     return plan, tables
 
 
@@ -267,11 +326,25 @@ def slide(image: np.ndarray, w: np.ndarray, out: np.ndarray, padding: Pair, turn
         w = np.ascontiguousarray(w)
         by_o, by_i, by_h, by_w = w.strides
     inputs, outputs = image.shape[1], out.shape[1]
-    filters = np.empty(36 * -(-outputs // BLOCK) * BLOCK * inputs, np.float32)
-    along = (by_o, by_i, 8 * by_w, -by_w) if turned else (by_i, by_o, 0, by_w)
-    run(transform_filters, -(-outputs // BLOCK) * -(-inputs // 16), 100 * w.size, 9 * BLOCK + 18 * LANES, address(w), inputs, outputs,
-        *along, address(filters))
-    n, _, h, w_ = out.strides
-    plan, _ = plan_of(Images.of(image), out.shape[2:], padding, (n, h, w_), outputs)
-    run(correlate, plan.strips * plan.chunks, plan.work, plan.scratch, plan, address(image), address(filters), address(starts(b, outputs, 1)),
-        address(out), int(relu))
+    filters = (address(w), by_o, by_i, 8 * by_w, -by_w) if turned else (address(w), by_i, by_o, 0, by_w)
+    start = starts(b, outputs, 1)
+    n, _, h, column = out.strides
+    plan, _ = plan_of(Images.of(image), out.shape[2:], padding, (n, h, column), outputs)
+    blocks = -(-outputs // BLOCK)
+    if plan.all_tiles < outputs:
+        patches, layer = transformed(plan, image)
+        run(correlate_blocks, blocks, plan.work, 36 * (inputs + TILES) * BLOCK + 9 * BLOCK + 36 * LANES, plan, address(patches), layer,
+            *filters, address(start), address(out), int(relu))
+    else:
+        many = np.empty(36 * blocks * BLOCK * inputs, np.float32)
+        run(transform_filters, blocks * -(-inputs // 16), 100 * w.size, 9 * BLOCK + 18 * LANES, *filters[:1], inputs, outputs, *filters[1:],
+            address(many))
+        run(correlate, plan.strips, plan.work, plan.scratch, plan, address(image), address(many), address(start), address(out), int(relu))
+
+
+def transformed(plan: Plan, image: np.ndarray) -> tuple[np.ndarray, int]:
+    """The patches of all tiles, transformed, and the bytes from one of their 36 matrices to the next."""
+    patches = np.empty((36 * plan.all_tiles + ROWS) * plan.room, np.float32)        # a register tile may read beyond the end
+    layer = plan.all_tiles * plan.room * 4
+    run(transform_images, plan.strips, 100 * image.size, plan.scratch, plan, address(image), address(patches), layer)
+    return patches, layer

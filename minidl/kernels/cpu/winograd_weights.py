@@ -17,7 +17,7 @@ from minidl.kernels.cpu.lanes import load, splat, store
 from minidl.kernels.cpu.plans import Images, address
 from minidl.kernels.cpu.strips import aligned, fill
 from minidl.kernels.cpu.vector import BLOCK, LANES, ROWS, number, put, take, tile
-from minidl.kernels.cpu.winograd import VECTOR, Plan, plan_of, six, transform_patches
+from minidl.kernels.cpu.winograd import VECTOR, Plan, plan_of, six, transform_patches, transformed
 from minidl.kernels.window import Pair
 
 TILES = 96              # tiles of a strip, about: more than forward, because each strip reads and writes all sums
@@ -66,13 +66,46 @@ def contract(at, step, to, to_step):
     store(to + 2 * to_step, LANES, near + splat(np.float32(4)) * far + m5)
 
 
+@inner
+def transform_gradients(plan, more, gy, strip, half_way, to, layer, first_image, first, images, rows):
+    """Bring a strip of gradients to scratch memory, and transform each tile: 36 matrices (tiles, outputs), `layer` bytes apart."""
+    pixel = plan.out_room * 4
+    line = plan.tile_columns * 4 * pixel
+    for i in range(images):
+        fill(strip + i * rows * 4 * line, plan.out_room, gy + (first_image + i) * more.gy.along_n, first * 4, rows * 4, 0,
+             plan.tile_columns * 4, more.gy.height, more.gy.width, more.gy.channels, more.gy.along_c, more.gy.along_h, more.gy.along_w)
+    for t in range(images * rows * plan.tile_columns):
+        corner = strip + t // plan.tile_columns * 4 * line + t % plan.tile_columns * 4 * pixel
+        for c in range(0, pixel, VECTOR):
+            for column in range(4):
+                evaluate(corner + column * pixel + c, line, half_way + column * VECTOR, 4 * VECTOR)
+            for row in range(6):
+                evaluate(half_way + row * 4 * VECTOR, VECTOR, to + t * pixel + row * 6 * layer + c, layer)
+
+
+@inner
+def write_filters(first, plan, c, products, taps, to):
+    """Transform the 36 sums of an input and a vector of outputs from `first` on, and write the filters: (outputs, inputs, 3, 3)."""
+    half_way = taps + 9 * VECTOR
+    for column in range(6):
+        contract(products + column * VECTOR, 6 * VECTOR, half_way + column * VECTOR, 6 * VECTOR)
+    for row in range(3):
+        contract(half_way + row * 6 * VECTOR, VECTOR, taps + row * 3 * VECTOR, VECTOR)
+    for o in range(min(LANES, plan.outputs - first)):
+        there = to + ((first + o) * plan.inputs + c) * 36
+        for t in range(9):
+            put(there + t * 4, number(taps + t * VECTOR + o * 4))
+
+
+# Many tiles: sums of some strips, and sums of these
+
+
 @compiled
 def pair_up(counter, pieces, scratch, plan, more, source, gy, sums):
     """For each of 36 points, input and output: the sum over tiles of the patch there times the gradient there."""
     half_way, gradients, strip = scratch + plan.half_way, scratch + plan.products, scratch + more.strip
     pixel, layer = plan.room * 4, plan.tiles * plan.room * 4
     out_pixel, out_layer = plan.out_room * 4, plan.tiles * plan.out_room * 4
-    line = plan.tile_columns * 4 * out_pixel
     blocks = (plan.out_room + BLOCK - 1) // BLOCK
     tasks = 36 * blocks * more.row_tiles
     while True:
@@ -86,19 +119,8 @@ def pair_up(counter, pieces, scratch, plan, more, source, gy, sums):
             images = min(plan.images, plan.image.n - first_image)
             rows = min(plan.tile_rows, (plan.height + 3) // 4 - first)
             count = images * rows * plan.tile_columns
-            transform_patches(plan, source, scratch, first_image, first, images, rows)
-            for i in range(images):
-                fill(strip + i * rows * 4 * line, plan.out_room, gy + (first_image + i) * more.gy.along_n, first * 4, rows * 4, 0,
-                     plan.tile_columns * 4, more.gy.height, more.gy.width, more.gy.channels, more.gy.along_c, more.gy.along_h,
-                     more.gy.along_w)
-            for t in range(count):
-                corner = strip + t // plan.tile_columns * 4 * line + t % plan.tile_columns * 4 * out_pixel
-                to = gradients + t * out_pixel
-                for c in range(0, out_pixel, VECTOR):
-                    for column in range(4):
-                        evaluate(corner + column * out_pixel + c, line, half_way + column * VECTOR, 4 * VECTOR)
-                    for row in range(6):
-                        evaluate(half_way + row * 4 * VECTOR, VECTOR, to + row * 6 * out_layer + c, out_layer)
+            transform_patches(plan, source, scratch, half_way, scratch + plan.patches, layer, first_image, first, images, rows)
+            transform_gradients(plan, more, gy, strip, half_way, gradients, out_layer, first_image, first, images, rows)
 
             add = 0 if number_of_strip == first_strip else 1
             for task in range(chunk * tasks // more.chunks, (chunk + 1) * tasks // more.chunks):
@@ -117,8 +139,7 @@ def pair_up(counter, pieces, scratch, plan, more, source, gy, sums):
 
 @compiled
 def collect(counter, pieces, scratch, plan, more, sums, to):
-    """Add the parts in their order, transform back, and write filters (outputs, inputs, 3, 3). A piece is a vector of outputs."""
-    half_way, taps = scratch + 36 * VECTOR, scratch + 54 * VECTOR
+    """Add the parts in their order, and transform them back. A piece is a vector of outputs."""
     while True:
         piece = take(counter)
         if piece >= pieces:
@@ -130,14 +151,51 @@ def collect(counter, pieces, scratch, plan, more, sums, to):
                 for part in range(1, more.parts):
                     total = total + load(at + part * more.numbers * 4, LANES)
                 store(scratch + k * VECTOR, LANES, total)
-            for column in range(6):
-                contract(scratch + column * VECTOR, 6 * VECTOR, half_way + column * VECTOR, 6 * VECTOR)
-            for row in range(3):
-                contract(half_way + row * 6 * VECTOR, VECTOR, taps + row * 3 * VECTOR, VECTOR)
-            for o in range(min(LANES, plan.outputs - piece * LANES)):
-                there = to + ((piece * LANES + o) * plan.inputs + c) * 36
-                for t in range(9):
-                    put(there + t * 4, number(taps + t * VECTOR + o * 4))
+            write_filters(piece * LANES, plan, c, scratch, scratch + 36 * VECTOR, to)
+
+
+# Few tiles: all are transformed, and a block of outputs at a time is summed over them
+
+
+@compiled
+def transform_all_gradients(counter, pieces, scratch, plan, more, gy, to, layer):
+    """The gradients of all tiles. A piece is a strip."""
+    while True:
+        piece = take(counter)
+        if piece >= pieces:
+            return
+        first_image, first = piece // plan.bands * plan.images, piece % plan.bands * plan.tile_rows
+        images, rows = min(plan.images, plan.image.n - first_image), min(plan.tile_rows, (plan.height + 3) // 4 - first)
+        before = (first_image * ((plan.height + 3) // 4) + first) * plan.tile_columns
+        transform_gradients(plan, more, gy, scratch + more.strip, scratch + plan.half_way, to + before * plan.out_room * 4, layer,
+                            first_image, first, images, rows)
+
+
+@compiled
+def pair_up_blocks(counter, pieces, scratch, plan, more, patches, layer, gradients, out_layer, to):
+    """Sums over all tiles, and filters from them. A piece is a block of outputs."""
+    matrix = more.row_tiles * ROWS * BLOCK * 4
+    aside = scratch + 36 * matrix
+    while True:
+        piece = take(counter)
+        if piece >= pieces:
+            return
+        columns = min(BLOCK, plan.out_room - piece * BLOCK)
+        for k in range(36):
+            for row_tile in range(more.row_tiles):
+                left, right = patches + k * layer + row_tile * ROWS * 4, gradients + k * out_layer + piece * BLOCK * 4
+                at = scratch + k * matrix + row_tile * ROWS * BLOCK * 4
+                if columns > LANES:
+                    TWO(left, more.rows, right, 1, plan.zero, plan.zero, plan.all_tiles, plan.room * 4, plan.out_room * 4, plan.zero, at,
+                        plan.block_places, columns, 0, 0)
+                else:
+                    ONE(left, more.rows, right, 1, plan.zero, plan.zero, plan.all_tiles, plan.room * 4, plan.out_room * 4, plan.zero, at,
+                        plan.block_places, columns, 0, 0)
+        for c in range(plan.inputs):
+            for first in range(0, columns, LANES):
+                for k in range(36):
+                    store(aside + k * VECTOR, LANES, load(scratch + k * matrix + (c * BLOCK + first) * 4, LANES))
+                write_filters(piece * BLOCK + first, plan, c, aside, aside + 36 * VECTOR, to)
 
 
 @functools.lru_cache(maxsize=512)
@@ -154,15 +212,18 @@ def plans_of(image: Images, gy: Images, padding: Pair) -> tuple[Plan, Sums, list
     return plan, more, [*tables, table]
 
 
-def pays(gw: np.ndarray) -> bool:
-    """Whether the sums are few enough to keep some apart: else every share of them would transform all tiles again."""
-    return 2 * 36 * gw.shape[0] * gw.shape[1] <= APART
-
-
 def weights(x: np.ndarray, gy: np.ndarray, gw: np.ndarray, padding: Pair) -> None:
     """The gradient by the filters, into gw, which is contiguous."""
     x, gy = aligned(x), aligned(gy)
     plan, more, _ = plans_of(Images.of(x), Images.of(gy), padding)
-    sums = np.empty((more.parts, more.numbers), np.float32)
-    run(pair_up, more.parts * more.chunks, plan.work, more.scratch, plan, more, address(x), address(gy), address(sums))
-    run(collect, plan.out_room // LANES, 4 * sums.size, 63 * LANES, plan, more, address(sums), address(gw))
+    if plan.all_tiles < plan.outputs:
+        patches, layer = transformed(plan, x)
+        gradients = np.empty(36 * plan.all_tiles * plan.out_room, np.float32)
+        out_layer = plan.all_tiles * plan.out_room * 4
+        run(transform_all_gradients, plan.strips, 100 * gy.size, more.scratch, plan, more, address(gy), address(gradients), out_layer)
+        run(pair_up_blocks, -(-plan.outputs // BLOCK), plan.work, 36 * more.row_tiles * ROWS * BLOCK + 63 * LANES, plan, more,
+            address(patches), layer, address(gradients), out_layer, address(gw))
+    else:
+        sums = np.empty((more.parts, more.numbers), np.float32)
+        run(pair_up, more.parts * more.chunks, plan.work, more.scratch, plan, more, address(x), address(gy), address(sums))
+        run(collect, plan.out_room // LANES, 4 * sums.size, 63 * LANES, plan, more, address(sums), address(gw))
