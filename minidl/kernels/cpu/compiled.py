@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,6 +29,8 @@ def folder() -> Path:
     """Where compiled kernels are kept: kernels/ in the folder that MINIDL_CACHE names, or else in ~/.cache/minidl."""
     return Path(os.environ.get("MINIDL_CACHE") or "~/.cache/minidl").expanduser() / "kernels"
 
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
+
 
 @functools.cache
 def sources() -> str:
@@ -43,6 +46,7 @@ class _Place:
 
     def __init__(self, function: Callable[..., Any], path: str):
         self.name = Path(path).stem
+        self._py_file = path                                # for what Numba says of a function that it cannot keep
 
     @classmethod
     def from_function(cls, function: Callable[..., Any], path: str) -> _Place | None:
@@ -81,15 +85,23 @@ def compiled(function: Callable[..., Any]) -> Any:
 
     Arguments are ints (addresses, sizes, strides) and floats, so that one compiled form serves all shapes and layouts.
     """
-    dispatcher = numba.njit(nogil=True, error_model="numpy", fastmath={"contract", "nsz"})(function)
+    dispatcher = numba.njit(no_cfunc_wrapper=True, **OPTIONS)(function)
     with contextlib.suppress(RuntimeError):                 # where there is no place to keep it
         dispatcher._cache = _Cache(function)
     return dispatcher
 
 
+def variant(kernel: Any, name: str, **parts: Any) -> Any:
+    """The same kernel under another name and made of other parts, such as other register tiles."""
+    source = kernel.py_func
+    function = types.FunctionType(source.__code__, {**source.__globals__, **parts}, name)
+    function.__qualname__, function.__module__ = name, source.__module__
+    return compiled(function)
+
+
 def inner(function: Callable[..., Any]) -> Any:
     """Compile a part of kernels: it is built into each kernel that calls it."""
-    return numba.njit(nogil=True, error_model="numpy", fastmath={"contract", "nsz"}, inline="never")(function)
+    return numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(function)
 
 
 def run(kernel: Any, pieces: int, work: float, room: int, *arguments: Any) -> None:

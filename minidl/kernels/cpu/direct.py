@@ -12,7 +12,7 @@ import functools
 
 import numpy as np
 
-from minidl.kernels.cpu.compiled import compiled, inner, run
+from minidl.kernels.cpu.compiled import compiled, run, variant
 from minidl.kernels.cpu.plans import Images, Tap, address, correlation, is_alike, pairing, taps_of, ways_back
 from minidl.kernels.cpu.strips import ZEROS, aligned, bring, starts
 from minidl.kernels.cpu.vector import BLOCK, LANES, ROWS, clear, entry, number, put, take, tile
@@ -50,8 +50,12 @@ def pack(counter, pieces, scratch, w, taps, count, inputs, outputs, along_input,
 # Compiled: products
 
 
-@inner
-def slide(two, one, plan, counter, pieces, scratch, image, packed, start, out, relu):
+@compiled
+def correlate(counter, pieces, scratch, plan, image, packed, start, out, relu):
+    """Slide taps over images: every output is the sum, over taps and input channels, of an image's number times a filter's.
+
+    plan: a Correlation. start: a number for each output, from which its sum begins. A piece is a strip and a share of the outputs.
+    """
     cut = plan.cut
     while True:
         piece = take(counter)
@@ -72,30 +76,23 @@ def slide(two, one, plan, counter, pieces, scratch, image, packed, start, out, r
             for t in range(0, count, ROWS):
                 rows_of_tile = positions + t * 8
                 if columns > LANES:
-                    two(at_left, rows_of_tile, right, plan.runs, plan.left_offsets, plan.right_offsets, plan.length, plan.left_step,
+                    TWO(at_left, rows_of_tile, right, plan.runs, plan.left_offsets, plan.right_offsets, plan.length, plan.left_step,
                         BLOCK * 4, begin, at, rows_of_tile + plan.places, columns, 0, relu)
                 else:
-                    one(at_left, rows_of_tile, right, plan.runs, plan.left_offsets, plan.right_offsets, plan.length, plan.left_step,
+                    ONE(at_left, rows_of_tile, right, plan.runs, plan.left_offsets, plan.right_offsets, plan.length, plan.left_step,
                         BLOCK * 4, begin, at, rows_of_tile + plan.places, columns, 0, relu)
 
 
-@compiled
-def correlate(counter, pieces, scratch, plan, image, packed, start, out, relu):
-    """Slide taps over images: every output is the sum, over taps and input channels, of an image's number times a filter's.
+# the same where each output sees one channel, its own: depthwise convolution
+correlate_alike = variant(correlate, "correlate_alike", TWO=TWO_ALIKE, ONE=ONE_ALIKE)
 
-    plan: a Correlation. start: a number for each output, from which its sum begins. A piece is a strip and a share of the outputs.
+
+@compiled
+def pair_up(counter, pieces, scratch, plan, image, gy, zeros, out):
+    """For each number under the window and each output: the sum over all positions of the number times the gradient there.
+
+    plan: a Pairing. out: `parts` sums, each (groups, taps, inputs, outputs). A piece is a part and a share of the result's numbers.
     """
-    slide(TWO, ONE, plan, counter, pieces, scratch, image, packed, start, out, relu)
-
-
-@compiled
-def correlate_alike(counter, pieces, scratch, plan, image, packed, start, out, relu):
-    """The same where each output sees one channel, its own: depthwise convolution."""
-    slide(TWO_ALIKE, ONE_ALIKE, plan, counter, pieces, scratch, image, packed, start, out, relu)
-
-
-@inner
-def sum_pairs(two, one, plan, counter, pieces, scratch, image, gy, zeros, out):
     cut = plan.cut
     while True:
         piece = take(counter)
@@ -121,26 +118,15 @@ def sum_pairs(two, one, plan, counter, pieces, scratch, image, gy, zeros, out):
                 at_right = right + (group * plan.outputs + first) * 4
                 at = out + part * plan.numbers * 4 + group * plan.group_bytes + first * 4
                 if columns > LANES:
-                    two(at_left, some, at_right, runs, plan.left_offsets, plan.right_offsets, length, left_step, right_step,
+                    TWO(at_left, some, at_right, runs, plan.left_offsets, plan.right_offsets, length, left_step, right_step,
                         zeros, at, some + plan.places, columns, add, 0)
                 else:
-                    one(at_left, some, at_right, runs, plan.left_offsets, plan.right_offsets, length, left_step, right_step,
+                    ONE(at_left, some, at_right, runs, plan.left_offsets, plan.right_offsets, length, left_step, right_step,
                         zeros, at, some + plan.places, columns, add, 0)
 
 
-@compiled
-def pair_up(counter, pieces, scratch, plan, image, gy, zeros, out):
-    """For each number under the window and each output: the sum over all positions of the number times the gradient there.
-
-    plan: a Pairing. out: `parts` sums, each (groups, taps, inputs, outputs). A piece is a part and a share of the result's numbers.
-    """
-    sum_pairs(TWO, ONE, plan, counter, pieces, scratch, image, gy, zeros, out)
-
-
-@compiled
-def pair_up_alike(counter, pieces, scratch, plan, image, gy, zeros, out):
-    """The same where each output sees one channel, its own: out is `parts` sums (taps, channels)."""
-    sum_pairs(TWO_ALIKE, ONE_ALIKE, plan, counter, pieces, scratch, image, gy, zeros, out)
+# the same where each output sees one channel, its own: the sums are (taps, channels)
+pair_up_alike = variant(pair_up, "pair_up_alike", TWO=TWO_ALIKE, ONE=ONE_ALIKE)
 
 
 @compiled
