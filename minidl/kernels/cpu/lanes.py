@@ -1,12 +1,13 @@
-"""Vectors as values: compiled Python that adds and compares LANES float32 numbers at once.
+"""Vectors as values: compiled Python that adds and compares LANES float32 numbers at once, or WIDE of them, four times as many.
 
     a = load(address, count)            the first `count` of the numbers there, zeros behind them; no other memory is touched
     store(address, count, a * b + c)    and as many are written
     where(a > b, a, b)                  a mask chooses; comparisons with a NaN are false, but for !=
+    load_wide(address, count)           the same for a wide one
 
 A loop over a pixel's channels goes in steps of LANES and gives the number of those that are left as the count, be it more than LANES.
 So few channels cost one vector, and nothing of what LLVM puts around a loop that it makes vectors of by itself: checks whether arrays
-overlap, and a rest that goes number by number. Sums that several vectors keep apart are added in the order that is written.
+overlap, and a rest that goes number by number. Wide ones are for long loops: four sums at once do not wait for each other.
 """
 
 from __future__ import annotations
@@ -20,46 +21,43 @@ from numba import types
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import lower_builtin, models, register_model
 
-from minidl.kernels.cpu.vector import BYTE, INT, LANES, MASK, SHORT, VECTOR, _llvm, _splat
+from minidl.kernels.cpu.vector import BYTE, FLOAT, INT, LANES, SHORT, _llvm, _splat
 
+WIDE = 4 * LANES
 CONTRACT = ("contract", "nsz")                  # a * b + c may be one instruction, as everywhere in kernels
-BYTES = ir.VectorType(BYTE, LANES)
-SHORTS = ir.VectorType(SHORT, LANES)
 
 
-class Vector(types.Type):                       # type: ignore[misc]
-    """LANES float32 numbers."""
+class Vector(types.Type):
+    """So many float32 numbers."""
 
-    def __init__(self) -> None:
-        super().__init__(name=f"vector{LANES}")
+    def __init__(self, count: int):
+        super().__init__(name=f"vector{count}")
+        self.llvm = ir.VectorType(FLOAT, count)
 
 
-class Mask(types.Type):                         # type: ignore[misc]
-    """LANES times true or false."""
+class Mask(types.Type):
+    """So many times true or false."""
 
-    def __init__(self) -> None:
-        super().__init__(name=f"mask{LANES}")
+    def __init__(self, count: int):
+        super().__init__(name=f"mask{count}")
+        self.llvm = ir.VectorType(ir.IntType(1), count)
 
 
 @register_model(Vector)
-class _VectorModel(models.PrimitiveModel):      # type: ignore[misc]
-    def __init__(self, manager: Any, kind: Any):
-        super().__init__(manager, kind, VECTOR)
-
-
 @register_model(Mask)
-class _MaskModel(models.PrimitiveModel):        # type: ignore[misc]
+class _Model(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any):
-        super().__init__(manager, kind, MASK)
+        super().__init__(manager, kind, kind.llvm)
 
 
-VALUE, CHOICE, PLACE = Vector(), Mask(), types.int64
+VECTOR, MASK, PLACE = Vector(LANES), Mask(LANES), types.int64
+BYTES, SHORTS = ir.VectorType(BYTE, LANES), ir.VectorType(SHORT, LANES)
 
 
 def _means(symbol: Any, result: Any, arguments: tuple[Any, ...], emit: Callable[..., Any]) -> None:
     """Say what an operator or a function of this file is in compiled code: emit(builder, *values) gives its value, if it has one."""
     @infer_global(symbol)
-    class Template(ConcreteTemplate):           # type: ignore[misc]
+    class Template(ConcreteTemplate):
         cases = [signature(result, *arguments)]             # noqa: RUF012
 
     @lower_builtin(symbol, *arguments)
@@ -68,101 +66,146 @@ def _means(symbol: Any, result: Any, arguments: tuple[Any, ...], emit: Callable[
         return context.get_dummy_value() if found is None else found
 
 
-# Memory
+# What compiled Python calls
 
 
 def load(address: int, count: int) -> Any:
     """Numbers, zeros behind the first `count`."""
 
 
-def store(address: int, count: int, value: Any) -> None:
-    """The first `count` of the numbers."""
+def load_wide(address: int, count: int) -> Any:
+    """WIDE numbers, zeros behind the first `count`."""
 
 
 def load_bytes(address: int, count: int) -> Any:
     """Small integers, a byte each, as numbers."""
 
 
+def store(address: int, count: int, value: Any) -> None:
+    """The first `count` of the numbers of a vector, be it wide or not."""
+
+
 def store_bytes(address: int, count: int, value: Any) -> None:
     """Whole numbers from 0 to 255, a byte each."""
 
 
-def _load(b: ir.IRBuilder, address: Any, count: Any, kind: ir.VectorType = VECTOR) -> Any:
-    return _in_part(b, count, lambda part: _memory(b, "load", address, kind, part))
-
-
-def _store(b: ir.IRBuilder, address: Any, count: Any, value: Any) -> None:
-    _in_part(b, count, lambda part: _memory(b, "store", address, value.type, part, value))
-
-
-def _in_part(b: ir.IRBuilder, count: Any, emit: Callable[[Any], Any]) -> Any:
-    """emit(mask of the first `count`), or emit(None) for a whole vector where the CPU has no masks or is slow with them."""
-    if LANES == 16:
-        return emit(_first(b, count))
-    with b.if_else(b.icmp_signed(">=", count, INT(LANES))) as (whole, part):
-        with whole:
-            every, from_whole = emit(None), b.block
-        with part:
-            some, from_part = emit(_first(b, count)), b.block
-    if every is None:
-        return None
-    found = b.phi(every.type)
-    found.add_incoming(every, from_whole)
-    found.add_incoming(some, from_part)
-    return found
-
-
-def _first(b: ir.IRBuilder, count: Any) -> Any:
-    """A mask that is true for the first `count` lanes."""
-    few = b.trunc(b.select(b.icmp_signed("<", count, INT(LANES)), count, INT(LANES)), SHORT)
-    return b.icmp_signed("<", ir.Constant(SHORTS, list(range(LANES))), _splat(b, few, SHORTS))
-
-
-def _memory(b: ir.IRBuilder, what: str, address: Any, kind: ir.VectorType, part: Any, *value: Any) -> Any:
-    """Load or store a vector, or what a mask lets through."""
-    pointer, align = b.inttoptr(address, kind.as_pointer()), 4 if kind is VECTOR else 1
-    if part is None:
-        return b.store(*value, pointer, align=align) and None if value else b.load(pointer, align=align)
-    name = f"masked.{what}.v{LANES}{kind.element.intrinsic_name}.p0"
-    if value:
-        b.call(_llvm(b, name, ir.VoidType(), [kind, kind.as_pointer(), SHORT, MASK]), [*value, pointer, SHORT(align), part])
-        return None
-    return b.call(_llvm(b, name, kind, [kind.as_pointer(), SHORT, MASK, kind]), [pointer, SHORT(align), part, ir.Constant(kind, [0] * LANES)])
-
-
-_means(load, VALUE, (PLACE, PLACE), _load)
-_means(store, types.void, (PLACE, PLACE, VALUE), _store)
-_means(load_bytes, VALUE, (PLACE, PLACE), lambda b, address, count: b.uitofp(_load(b, address, count, BYTES), VECTOR))
-_means(store_bytes, types.void, (PLACE, PLACE, VALUE),
-       lambda b, address, count, x: _store(b, address, count, b.trunc(b.fptosi(x, SHORTS), BYTES)))
-
-
-# Numbers
-
-
-def splat(number: float) -> Any:
+def splat(number: Any) -> Any:
     """The same number everywhere."""
+
+
+def splat_wide(number: Any) -> Any:
+    """The same number everywhere in a wide vector."""
 
 
 def where(chosen: Any, x: Any, y: Any) -> Any:
     """x where the mask is true, else y."""
 
 
+def first(count: int) -> Any:
+    """A mask, true for the first `count`."""
+
+
+def root(x: Any) -> Any:
+    """The square root."""
+
+
+def total(x: Any) -> Any:
+    """The sum of a vector's numbers: halves are added until one is left."""
+
+
+def greatest(x: Any) -> Any:
+    """The largest of a vector's numbers. A NaN is none."""
+
+
+def power(x: Any) -> Any:
+    """2 to the power n, for whole n from -126 to 127 given as n + 1.5 * 2^23: a float32 that holds n in its last bits."""
+
+
+# What each of them is
+
+
+def _load(kind: ir.VectorType) -> Callable[..., Any]:
+    def emit(b: ir.IRBuilder, address: Any, count: Any) -> Any:
+        """A whole vector is read without a mask, which some CPUs do not have and others are slow with."""
+        pointer, align, mask = b.inttoptr(address, kind.as_pointer()), SHORT(1 if kind.element is BYTE else 4), _mask(kind.count)
+        with b.if_else(b.icmp_signed(">=", count, INT(kind.count))) as (whole, part):
+            with whole:
+                every, from_whole = b.load(pointer, align=align.constant), b.block
+            with part:
+                function = _llvm(b, f"masked.load.{_name(kind)}.p0", kind, [kind.as_pointer(), SHORT, mask, kind])
+                some = b.call(function, [pointer, align, _first(b, count, kind.count), ir.Constant(kind, [0] * kind.count)])
+                from_part = b.block
+        found = b.phi(kind)
+        found.add_incoming(every, from_whole)
+        found.add_incoming(some, from_part)
+        return found
+    return emit
+
+
+def _store(b: ir.IRBuilder, address: Any, count: Any, value: Any) -> None:
+    kind = value.type
+    pointer, align, mask = b.inttoptr(address, kind.as_pointer()), SHORT(1 if kind.element is BYTE else 4), _mask(kind.count)
+    with b.if_else(b.icmp_signed(">=", count, INT(kind.count))) as (whole, part):
+        with whole:
+            b.store(value, pointer, align=align.constant)
+        with part:
+            function = _llvm(b, f"masked.store.{_name(kind)}.p0", ir.VoidType(), [kind, kind.as_pointer(), SHORT, mask])
+            b.call(function, [value, pointer, align, _first(b, count, kind.count)])
+
+
+def _first(b: ir.IRBuilder, count: Any, lanes: int = LANES) -> Any:
+    few = b.trunc(b.select(b.icmp_signed("<", count, INT(lanes)), count, INT(lanes)), SHORT)
+    kind = ir.VectorType(SHORT, lanes)
+    return b.icmp_signed("<", ir.Constant(kind, list(range(lanes))), _splat(b, few, kind))
+
+
+def _mask(lanes: int) -> ir.VectorType:
+    return ir.VectorType(ir.IntType(1), lanes)
+
+
+def _name(kind: ir.VectorType) -> str:
+    return f"v{kind.count}{kind.element.intrinsic_name}"
+
+
 def _compare(sign: str) -> Callable[..., Any]:
     return lambda b, x, y: b.fcmp_ordered(sign, x, y)
 
 
-_means(operator.add, VALUE, (VALUE, VALUE), lambda b, x, y: b.fadd(x, y, flags=CONTRACT))
-_means(operator.sub, VALUE, (VALUE, VALUE), lambda b, x, y: b.fsub(x, y, flags=CONTRACT))
-_means(operator.mul, VALUE, (VALUE, VALUE), lambda b, x, y: b.fmul(x, y, flags=CONTRACT))
-_means(operator.truediv, VALUE, (VALUE, VALUE), lambda b, x, y: b.fdiv(x, y))
-_means(operator.le, CHOICE, (VALUE, VALUE), _compare("<="))
-_means(operator.invert, CHOICE, (CHOICE,), lambda b, x: b.not_(x))
-_means(operator.gt, CHOICE, (VALUE, VALUE), _compare(">"))
-_means(operator.lt, CHOICE, (VALUE, VALUE), _compare("<"))
-_means(operator.eq, CHOICE, (VALUE, VALUE), _compare("=="))
-_means(operator.ne, CHOICE, (VALUE, VALUE), lambda b, x, y: b.fcmp_unordered("!=", x, y))
-_means(operator.and_, CHOICE, (CHOICE, CHOICE), lambda b, x, y: b.and_(x, y))
-_means(operator.or_, CHOICE, (CHOICE, CHOICE), lambda b, x, y: b.or_(x, y))
-_means(splat, VALUE, (types.float32,), lambda b, number: _splat(b, number, VECTOR))
-_means(where, VALUE, (CHOICE, VALUE, VALUE), lambda b, chosen, x, y: b.select(chosen, x, y))
+def _total(b: ir.IRBuilder, x: Any) -> Any:
+    half = LANES
+    while half > 1:
+        half //= 2
+        x = b.fadd(x, b.shuffle_vector(x, x, ir.Constant(SHORTS, [(i + half) % LANES for i in range(LANES)])))
+    return b.extract_element(x, SHORT(0))
+
+
+def _power(b: ir.IRBuilder, x: Any) -> Any:
+    exponent = b.shl(b.bitcast(x, SHORTS), ir.Constant(SHORTS, [23] * LANES))
+    return b.bitcast(b.add(exponent, ir.Constant(SHORTS, [127 << 23] * LANES)), VECTOR.llvm)
+
+
+for vector, mask in ((VECTOR, MASK), (Vector(WIDE), Mask(WIDE))):
+    _means(operator.add, vector, (vector, vector), lambda b, x, y: b.fadd(x, y, flags=CONTRACT))
+    _means(operator.sub, vector, (vector, vector), lambda b, x, y: b.fsub(x, y, flags=CONTRACT))
+    _means(operator.mul, vector, (vector, vector), lambda b, x, y: b.fmul(x, y, flags=CONTRACT))
+    _means(operator.truediv, vector, (vector, vector), lambda b, x, y: b.fdiv(x, y))
+    for comparison, sign in ((operator.lt, "<"), (operator.le, "<="), (operator.gt, ">"), (operator.ge, ">="), (operator.eq, "==")):
+        _means(comparison, mask, (vector, vector), _compare(sign))
+    _means(operator.ne, mask, (vector, vector), lambda b, x, y: b.fcmp_unordered("!=", x, y))
+    _means(operator.and_, mask, (mask, mask), lambda b, x, y: b.and_(x, y))
+    _means(operator.or_, mask, (mask, mask), lambda b, x, y: b.or_(x, y))
+    _means(operator.invert, mask, (mask,), lambda b, x: b.not_(x))
+    _means(where, vector, (mask, vector, vector), lambda b, chosen, x, y: b.select(chosen, x, y))
+    _means(root, vector, (vector,), lambda b, x: b.call(_llvm(b, f"sqrt.{_name(x.type)}", x.type, [x.type]), [x]))
+    _means(store, types.void, (PLACE, PLACE, vector), _store)
+    _means(splat if vector is VECTOR else splat_wide, vector, (types.float32,),
+           lambda b, number, kind=vector.llvm: _splat(b, number, kind))
+    _means(load if vector is VECTOR else load_wide, vector, (PLACE, PLACE), _load(vector.llvm))
+
+_means(load_bytes, VECTOR, (PLACE, PLACE), lambda b, address, count: b.uitofp(_load(BYTES)(b, address, count), VECTOR.llvm))
+_means(store_bytes, types.void, (PLACE, PLACE, VECTOR),
+       lambda b, address, count, x: _store(b, address, count, b.trunc(b.fptosi(x, SHORTS), BYTES)))
+_means(first, MASK, (PLACE,), _first)
+_means(total, types.float32, (VECTOR,), _total)
+_means(greatest, types.float32, (VECTOR,), lambda b, x: b.call(_llvm(b, f"vector.reduce.fmax.{_name(x.type)}", FLOAT, [x.type]), [x]))
+_means(power, VECTOR, (VECTOR,), _power)
