@@ -266,7 +266,8 @@ def columns(draw):
 
 @drawn("channel_sums", units=20)
 def channel_sums(draw):
-    return (draw.array(*columns(draw), spoil=True),)
+    n, c, size = draw.batch()
+    return (draw.array(*draw.choice((n, c, *size), (n, c, *size), (2000, 67), (n, c, 3)), spoil=True),)
 
 
 def normalized(draw):
@@ -300,6 +301,30 @@ def batch_norm_gradient(draw):
     return draw.array(*x.shape, order=draw.choice("as it is", "channels_last")), x, gamma, mean, var, 1e-5, gmean, gvar
 
 
+def rows(draw):
+    """x with a mean that may be large, and how many of its axes are normalized over; arrays of the shape of these, or None."""
+    n, c, size = draw.batch()
+    dims = draw.choice((max(n, 1), c), (max(n, 1), 3, c), (max(n, 1) * 7, 4 * c), (max(n, 1), c, *size))
+    axes = draw.integer(1, len(dims) - (dims[0] > 1))
+    gamma, beta = (draw.choice(None, draw.array(*dims[-axes:], order="as it is")) for _ in range(2))
+    return draw.array(*dims, spoil=True) + np.float32(draw.choice(0, 0, 50)), gamma, beta, axes
+
+
+@drawn("layer_norm", units=400)
+def layer_norm(draw):
+    x, gamma, beta, axes = rows(draw)
+    return x, gamma, beta, axes, draw.choice(1e-5, 0.1)
+
+
+@drawn("layer_norm_gradient", units=200)
+def layer_norm_gradient(draw):
+    x, gamma, _, axes = rows(draw)
+    over = tuple(range(x.ndim - axes, x.ndim))
+    mean, var = x.mean(axis=over).astype(np.float32), (x.var(axis=over) + 0.5).astype(np.float32)
+    gmean, gvar = (draw.choice(None, draw.array(*mean.shape, order="as it is")) for _ in range(2))
+    return draw.array(*x.shape), x, gamma, mean, var, axes, 1e-5, gmean, gvar
+
+
 def logits(draw):
     n, c = (draw.integer(30, 200), draw.choice(10, 100, 1000)) if draw.large else (draw.choice(0, 1, 2, 5), draw.size())
     x = draw.array(n, c)
@@ -323,7 +348,7 @@ def softmax_cross_entropy_gradient(draw):
 
 
 def parameters(draw, count):
-    dims = draw.choice((1100,), (64, 33), (40, 30, 3, 3)) if draw.large else draw.choice((1024,), (32, 37))
+    dims = draw.choice((40000,), (200, 333)) if draw.large else draw.choice((4096,), (130, 37), (20, 30, 3, 3))
     return [draw.array(*dims, order="as it is", spoil=True) for _ in range(count)]
 
 

@@ -6,19 +6,20 @@
     direct.py           straight from the image; winograd.py and winograd_weights.py, with a quarter of the multiplications
     plans.py            where everything lies; strips.py, how it gets there
     lanes.py            vectors as values, for loops over numbers
-    pooling.py, normalization.py, elementwise.py, cross_entropy.py, updates.py: what layers, losses and optimizers do beside
+    pooling.py, normalization.py, layer_norm.py, elementwise.py, cross_entropy.py, updates.py: what layers, losses, optimizers do beside
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from minidl.kernels.cpu import convolution, cross_entropy, elementwise, normalization, pooling, updates
+from minidl.kernels.cpu import convolution, cross_entropy, elementwise, layer_norm, normalization, pooling, updates
 
 TWINS: dict[str, Callable[..., Any]] = {kernel.__name__: kernel for kernel in (
     convolution.conv2d, convolution.conv2d_input, convolution.conv2d_weights,
     pooling.max_pool2d, pooling.max_pool2d_scatter, pooling.max_pool2d_gather, pooling.sum_pool2d, pooling.sum_pool2d_spread,
     elementwise.activation, elementwise.activation_gradient, elementwise.dropout, elementwise.dropout_gradient,
     normalization.channel_sums, normalization.batch_norm, normalization.batch_norm_gradient, normalization.batch_norm_inference,
+    layer_norm.layer_norm, layer_norm.layer_norm_gradient,
     cross_entropy.softmax_cross_entropy, cross_entropy.softmax_cross_entropy_gradient,
     updates.sgd_update, updates.adam_update,
 )}

@@ -14,10 +14,12 @@ import numpy as np
 from minidl import pool
 from minidl.kernels import reference_layers as reference
 from minidl.kernels.cpu.compiled import address, compiled, inner, run
+from minidl.kernels.cpu.exponential import exponential
 from minidl.kernels.cpu.lanes import WIDE, load, load_bytes, load_wide, splat, splat_wide, store, store_bytes, where
 from minidl.kernels.cpu.vector import LANES, numbers, take
 
 PIECE = 2**14           # numbers of a piece
+OWN = 2**16             # and of one that NumPy gets
 KINDS = ("relu", "tanh", "sigmoid")
 
 
@@ -35,6 +37,20 @@ def cut_off(counter, pieces, scratch, z, size, y):
         for i in range(piece * PIECE, min((piece + 1) * PIECE, size), WIDE):
             value = load_wide(z + i * 4, size - i)
             store(y + i * 4, size - i, where(value < zero, zero, value))
+
+
+@compiled
+def logistic(counter, pieces, scratch, z, size, y):
+    """y = 1 / (1 + e^-z), for z < 0 as e^z / (1 + e^z): the power is never above 1."""
+    zero, one = splat(np.float32(0)), splat(np.float32(1))
+    while True:
+        piece = take(counter)
+        if piece >= pieces:
+            return
+        for i in range(piece * PIECE, min((piece + 1) * PIECE, size), LANES):
+            value = load(z + i * 4, size - i)
+            e = exponential(where(value < zero, value, zero - value))
+            store(y + i * 4, size - i, where(value < zero, e, one) / (one + e))
 
 
 @compiled
@@ -107,11 +123,11 @@ def drop(counter, pieces, scratch, x, size, pixels, channels, tall, first, seed,
 def activation(z: np.ndarray, name: str) -> Any:
     """See reference_layers.activation."""
     z, last = as_it_lies(z)
-    if name == "relu":
-        run(cut_off, _pieces(z.size), 4 * z.size, 0, address(z), z.size, address(z))
-    else:
+    if name == "tanh":
         flat = z.reshape(-1)
-        pool.each(lambda start: reference.activation(flat[start:start + PIECE], name), range(0, z.size, PIECE))
+        pool.each(lambda start: np.tanh(flat[start:start + OWN], out=flat[start:start + OWN]), range(0, z.size, OWN))
+    else:
+        run(cut_off if name == "relu" else logistic, _pieces(z.size), 4 * z.size, 0, address(z), z.size, address(z))
     return channels_second(z, last)
 
 

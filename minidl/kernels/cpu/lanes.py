@@ -105,6 +105,10 @@ def first(count: int) -> Any:
     """A mask, true for the first `count`."""
 
 
+def first_wide(count: int) -> Any:
+    """A mask for a wide vector."""
+
+
 def root(x: Any) -> Any:
     """The square root."""
 
@@ -172,10 +176,11 @@ def _compare(sign: str) -> Callable[..., Any]:
 
 
 def _total(b: ir.IRBuilder, x: Any) -> Any:
-    half = LANES
+    half = x.type.count
     while half > 1:
         half //= 2
-        x = b.fadd(x, b.shuffle_vector(x, x, ir.Constant(SHORTS, [(i + half) % LANES for i in range(LANES)])))
+        low, high = (ir.Constant(ir.VectorType(SHORT, half), list(range(start, start + half))) for start in (0, half))
+        x = b.fadd(b.shuffle_vector(x, x, low), b.shuffle_vector(x, x, high))
     return b.extract_element(x, SHORT(0))
 
 
@@ -197,6 +202,7 @@ for vector, mask in ((VECTOR, MASK), (Vector(WIDE), Mask(WIDE))):
     _means(operator.invert, mask, (mask,), lambda b, x: b.not_(x))
     _means(where, vector, (mask, vector, vector), lambda b, chosen, x, y: b.select(chosen, x, y))
     _means(root, vector, (vector,), lambda b, x: b.call(_llvm(b, f"sqrt.{_name(x.type)}", x.type, [x.type]), [x]))
+    _means(total, types.float32, (vector,), _total)
     _means(store, types.void, (PLACE, PLACE, vector), _store)
     _means(splat if vector is VECTOR else splat_wide, vector, (types.float32,),
            lambda b, number, kind=vector.llvm: _splat(b, number, kind))
@@ -206,6 +212,6 @@ _means(load_bytes, VECTOR, (PLACE, PLACE), lambda b, address, count: b.uitofp(_l
 _means(store_bytes, types.void, (PLACE, PLACE, VECTOR),
        lambda b, address, count, x: _store(b, address, count, b.trunc(b.fptosi(x, SHORTS), BYTES)))
 _means(first, MASK, (PLACE,), _first)
-_means(total, types.float32, (VECTOR,), _total)
+_means(first_wide, Mask(WIDE), (PLACE,), lambda b, count: _first(b, count, WIDE))
 _means(greatest, types.float32, (VECTOR,), lambda b, x: b.call(_llvm(b, f"vector.reduce.fmax.{_name(x.type)}", FLOAT, [x.type]), [x]))
 _means(power, VECTOR, (VECTOR,), _power)

@@ -1,4 +1,4 @@
-"""Batch and layer normalization, and sums over channels: one pass over memory for sums and one for the result, each way.
+"""Batch normalization, and sums over channels: one pass over memory for sums and one for the result, each way.
 
 Images lie as (N, H, W, C), so that a channel is a column of a matrix. Where there are few channels, several pixels make one row, along
 which what belongs to the channels is repeated: so vectors are full. Sums over a piece of rows are kept apart, and added at the end in
@@ -8,7 +8,8 @@ Chan, Golub and LeVeque, 1979, say how two pieces become one. So a mean that is 
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,9 +18,11 @@ from minidl.kernels.cpu.elementwise import activation as activate
 from minidl.kernels.cpu.lanes import WIDE, load_wide, splat_wide, store, where
 from minidl.kernels.cpu.vector import take
 
-PIECE = 2**13           # numbers of a piece, about: a second-level cache holds it
+PIECES = 32             # pieces to have, about, if they are neither too small
+SMALL = 2**14           # numbers
+LARGE = 2**16           # nor too large for a second-level cache
 FULL = 64               # numbers that a row of several pixels has, if it can be done
-PARTS = 16              # sums over rows that layer normalization keeps apart
+FEW = 2**17             # numbers of a matrix whose columns NumPy adds as fast
 
 # Compiled: a matrix of `rows` x `width`, where a piece is `tall` rows. A vector of columns at a time goes down the piece.
 
@@ -120,64 +123,56 @@ def combine(counter, pieces, scratch, gy, x, rows, width, tall, mean, factor, sl
                 store(gx + at, n, load_wide(gy + at, n) * its_factor + (load_wide(x + at, n) - its_mean) * its_slope + its_shift)
 
 
-# For arrays: columns
+# For arrays
 
 
-class Matrix:
-    """Images or rows (N, C) as a matrix of `rows` x `width`, where a row is so many pixels, one after the other.
+class Cut(NamedTuple):
+    """A matrix for numbers with so many channels, which lie side by side, and pieces of it."""
 
-    x: the array with its channels last, contiguous; a copy if it did not lie so.
-    """
+    rows: int
+    width: int
+    tall: int           # rows of a piece
+    pieces: int
+    channels: int
+    depth: int          # numbers a channel
+    counts: np.ndarray  # rows of each piece: (pieces, 1)
 
-    def __init__(self, x: np.ndarray):
-        self.x = np.ascontiguousarray(x.transpose(0, *range(2, x.ndim), 1))
-        self.channels = x.shape[1]
-        self.rows, self.width = x.size // self.channels, self.channels
-        while self.width < FULL and self.rows % 2 == 0:
-            self.rows, self.width = self.rows // 2, self.width * 2
-        self.tall = max(1, PIECE // self.width)
-        self.pieces = -(-self.rows // self.tall)
-        self.counts = np.minimum(self.tall, self.rows - self.tall * np.arange(self.pieces)).reshape(-1, 1)
 
-    def along(self, a: np.ndarray) -> np.ndarray:
-        """A number a channel, repeated along a row."""
-        return np.tile(np.asarray(a, np.float32), self.width // self.channels)
-
-    def sums(self, count: int) -> np.ndarray:
-        """Room for so many sums for each piece and column."""
-        return np.empty((count, self.pieces, self.width), np.float32)
-
-    def by_channel(self, sums: np.ndarray) -> np.ndarray:
-        """Sums for each column, or for each piece and column, added to one for each channel."""
-        return sums.reshape(-1, self.channels).sum(axis=0, dtype=np.float64)
-
-    def run(self, kernel: Any, *arguments: Any) -> None:
-        run(kernel, self.pieces, 4 * self.x.size, 0, *arguments)
+@functools.lru_cache(maxsize=512)
+def cut(size: int, channels: int) -> Cut:
+    rows, width = size // channels, channels
+    while width < FULL and rows % 2 == 0:
+        rows, width = rows // 2, width * 2
+    tall = max(1, min(max(size // PIECES, SMALL), LARGE) // width)
+    pieces = -(-rows // tall)
+    return Cut(rows, width, tall, pieces, channels, size // channels,
+               np.minimum(tall, rows - tall * np.arange(pieces, dtype=np.float32)).reshape(-1, 1))
 
 
 def channel_sums(gy: np.ndarray) -> Any:
     """See reference_layers.channel_sums."""
     if not gy.size:
         return np.zeros(gy.shape[1], np.float32)
-    m = Matrix(gy)
-    sums = m.sums(1)
-    m.run(sum_columns, address(m.x), m.rows, m.width, m.tall, address(sums))
-    return m.by_channel(sums).astype(np.float32)
+    if gy.ndim == 2 and gy.size < FEW:
+        return NotImplemented
+    gy, its = _last(gy), cut(gy.size, gy.shape[1])
+    sums = np.empty((its.pieces, its.width), np.float32)
+    _run(sum_columns, its, address(gy), its.rows, its.width, its.tall, address(sums))
+    return _by_channel(sums, its).astype(np.float32)
 
 
 def batch_norm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float, activation: str | None = None) -> Any:
     """See reference_layers.batch_norm."""
     if not x.size or not gamma.dtype == beta.dtype == np.float32:
         return NotImplemented
-    m = Matrix(x)
-    means, squares = m.sums(2)
-    m.run(moments, address(m.x), m.rows, m.width, m.tall, address(means), address(squares))
-    count = m.rows * m.width // m.channels
-    mean = m.by_channel(m.counts * means) / count
-    off = means - m.along(mean)
-    var = m.by_channel(squares + m.counts * off * off) / count
+    x, its = _last(x), cut(x.size, x.shape[1])
+    means, squares = np.empty((2, its.pieces, its.width), np.float32)
+    _run(moments, its, address(x), its.rows, its.width, its.tall, address(means), address(squares))
+    mean = _by_channel(its.counts * means, its) / its.depth
+    off = means - _along(mean, its)
+    var = _by_channel(squares + its.counts * off * off, its) / its.depth
     mean, var = mean.astype(np.float32), var.astype(np.float32)
-    return _scaled(m, mean, gamma / np.sqrt(var + np.float32(eps)), beta, activation), mean, var
+    return _scaled(x, its, mean, gamma / np.sqrt(var + np.float32(eps)), beta, activation), mean, var
 
 
 def batch_norm_inference(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, var: np.ndarray, eps: float,
@@ -185,41 +180,58 @@ def batch_norm_inference(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, mea
     """See reference_layers.batch_norm_inference."""
     if not x.size or not gamma.dtype == beta.dtype == mean.dtype == var.dtype == np.float32:
         return NotImplemented
-    return _scaled(Matrix(x), mean, gamma / np.sqrt(var + np.float32(eps)), beta, activation)
-
-
-def _scaled(m: Matrix, mean: np.ndarray, factor: np.ndarray, shift: np.ndarray, activation: str | None) -> np.ndarray:
-    y = np.empty_like(m.x)
-    mean, factor, shift = m.along(mean), m.along(factor), m.along(shift)
-    m.run(scale, address(m.x), m.rows, m.width, m.tall, address(mean), address(factor), address(shift), int(activation == "relu"),
-          address(y))
-    if activation not in (None, "relu"):
-        y = activate(y, activation)
-    return _channels_second(y)
+    return _scaled(_last(x), cut(x.size, x.shape[1]), mean, gamma / np.sqrt(var + np.float32(eps)), beta, activation)
 
 
 def batch_norm_gradient(gy: np.ndarray, x: np.ndarray, gamma: np.ndarray, mean: np.ndarray, var: np.ndarray, eps: float,
                         gmean: np.ndarray | None = None, gvar: np.ndarray | None = None) -> Any:
     """See reference_layers.batch_norm_gradient."""
-    if not x.size or any(a.dtype != np.float32 for a in (x, gamma, mean, var)):
+    if not x.size or not x.dtype == gamma.dtype == mean.dtype == var.dtype == np.float32:
         return NotImplemented
-    m, its_gy = Matrix(x), Matrix(gy)
-    sums, products = m.sums(2)
-    center = m.along(mean)
-    m.run(sum_products, address(its_gy.x), address(m.x), m.rows, m.width, m.tall, address(center), address(sums), address(products))
-    n = m.rows * m.width // m.channels
+    gy, x, its = _last(gy), _last(x), cut(x.size, x.shape[1])
+    sums, products = np.empty((2, its.pieces, its.width), np.float32)
+    center = _along(mean, its)
+    _run(sum_products, its, address(gy), address(x), its.rows, its.width, its.tall, address(center), address(sums), address(products))
     r = 1 / np.sqrt(var + np.float32(eps))
-    gbeta, ggamma = m.by_channel(sums), m.by_channel(products) * r
-    slope, shift = gamma * r * r * ggamma * (-1 / n), gamma * r * gbeta * (-1 / n)
+    factor = gamma * r
+    gbeta, ggamma = _by_channel(sums, its).astype(np.float32), (_by_channel(products, its) * r).astype(np.float32)
+    slope, shift = factor * r * ggamma * np.float32(-1 / its.depth), factor * gbeta * np.float32(-1 / its.depth)
     if gmean is not None:
-        shift += gmean * (1 / n)
+        shift += gmean * (1 / its.depth)
     if gvar is not None:
-        slope += gvar * (2 / n)
-    factor, slope, shift, gx = m.along(gamma * r), m.along(slope), m.along(shift), np.empty_like(m.x)
-    m.run(combine, address(its_gy.x), address(m.x), m.rows, m.width, m.tall, address(center), address(factor), address(slope),
-          address(shift), address(gx))
-    return _channels_second(gx), ggamma.astype(np.float32), gbeta.astype(np.float32)
+        slope += gvar * (2 / its.depth)
+    factor, slope, shift, gx = _along(factor, its), _along(slope, its), _along(shift, its), np.empty_like(x)
+    _run(combine, its, address(gy), address(x), its.rows, its.width, its.tall, address(center), address(factor), address(slope),
+         address(shift), address(gx))
+    return _second(gx), ggamma, gbeta
 
 
-def _channels_second(y: np.ndarray) -> np.ndarray:
+def _scaled(x: np.ndarray, its: Cut, mean: np.ndarray, factor: np.ndarray, shift: np.ndarray, activation: str | None) -> np.ndarray:
+    mean, factor, shift, y = _along(mean, its), _along(factor, its), _along(shift, its), np.empty_like(x)
+    _run(scale, its, address(x), its.rows, its.width, its.tall, address(mean), address(factor), address(shift),
+         int(activation == "relu"), address(y))
+    return _second(y if activation in (None, "relu") else activate(y, activation))
+
+
+def _run(kernel: Any, its: Cut, *arguments: Any) -> None:
+    run(kernel, its.pieces, 4 * its.rows * its.width, 0, *arguments)
+
+
+def _last(x: np.ndarray) -> np.ndarray:
+    """x with its channels last, contiguous."""
+    return np.ascontiguousarray(x.transpose(0, *range(2, x.ndim), 1))
+
+
+def _second(y: np.ndarray) -> np.ndarray:
     return y.transpose(0, -1, *range(1, y.ndim - 1))
+
+
+def _along(a: np.ndarray, its: Cut) -> np.ndarray:
+    """A number a channel, repeated along a row of the matrix."""
+    a = np.ascontiguousarray(a, np.float32)
+    return a if its.width == its.channels else np.tile(a, its.width // its.channels)
+
+
+def _by_channel(sums: np.ndarray, its: Cut) -> np.ndarray:
+    """Sums for each piece and column, added to one for each channel."""
+    return sums.reshape(-1, its.channels).sum(axis=0, dtype=np.float64)

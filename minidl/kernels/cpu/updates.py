@@ -16,7 +16,7 @@ from minidl.kernels.cpu.lanes import WIDE, load_wide, root, splat_wide, store
 from minidl.kernels.cpu.vector import take
 
 PIECE = 2**14           # numbers of a piece
-FEW = 2**10             # numbers for which NumPy is done before a compiled kernel has begun
+FEW = 2**12             # numbers for which NumPy is done before a compiled kernel has begun
 
 
 # Compiled
