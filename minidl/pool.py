@@ -2,7 +2,8 @@
 
 `threads(n)` says how many threads work, inside it and nowhere else; the linear algebra library is held to one thread meanwhile, because
 two pools that do not know of each other cost more than they bring. Work comes in pieces whose number and order depend on the shapes
-alone, so that the same call gives the same bits on any number of threads. Threads that wait, sleep. What a piece is, the kernels know.
+alone, so that the same call gives the same bits on any number of threads. Threads that wait for more than a moment sleep. What a piece is,
+the kernels know.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ from typing import Any
 import numpy as np
 
 from minidl.errors import ArgumentError, MissingExtra
+
+LOOKS = 5000            # at a flag before a thread that waits for it goes to sleep, about a fifth of a millisecond: to be woken takes long
+
+# linger(address, looks): look at the flag there, without Python's lock, until it is not 0. The compiled kernels bring it.
+linger: Callable[[int, int], bool] | None = None
 
 _threads: ContextVar[int] = ContextVar("threads", default=1)
 
@@ -86,26 +92,44 @@ def together(job: Callable[[], None], count: int) -> None:
         _busy.release()
 
 
+class Signal:
+    """Something that one thread waits for and another one tells. Who waits looks for a while, and then sleeps."""
+
+    def __init__(self) -> None:
+        self.flag = np.zeros(8, np.int64)                   # a cache line of its own
+        self.address = self.flag.__array_interface__["data"][0]
+        self.lock = threading.Lock()
+        self.lock.acquire()
+
+    def tell(self) -> None:
+        self.flag[0] = 1
+        self.lock.release()
+
+    def wait(self) -> None:
+        if linger is not None:
+            linger(self.address, LOOKS)
+        self.lock.acquire()
+        self.flag[0] = 0
+
+
 class Worker:
-    """A thread that sleeps until there is a job."""
+    """A thread that waits until there is a job."""
 
     def __init__(self) -> None:
         self.job: Callable[[], None] | None = None
         self.error: BaseException | None = None
-        self.wake, self.done = threading.Lock(), threading.Lock()
-        self.wake.acquire()
-        self.done.acquire()
+        self.wake, self.done = Signal(), Signal()
         threading.Thread(target=self.loop, name="minidl-pool", daemon=True).start()
 
     def loop(self) -> None:
         while True:
-            self.wake.acquire()
+            self.wake.wait()
             try:
                 self.job()                                  # type: ignore[misc]   # whoever wakes it has set one
             except BaseException as error:                  # raised again by the thread that waits
                 self.error = error
             self.job = None
-            self.done.release()
+            self.done.tell()
 
 
 _busy = threading.Lock()
@@ -118,7 +142,7 @@ def _run(job: Callable[[], None], count: int) -> None:
     helping = _workers[:count - 1]
     for worker in helping:
         worker.job = job
-        worker.wake.release()
+        worker.wake.tell()
     stopped: BaseException | None = None
     try:
         job()
@@ -138,7 +162,7 @@ def _wait(worker: Worker) -> BaseException | None:
     stopped = None
     while True:
         try:
-            worker.done.acquire()
+            worker.done.wait()
             return stopped
         except BaseException as error:
             stopped = error

@@ -4,14 +4,15 @@ The files called reference are the pages to read. Operations call kernels by the
 see twins.py. The faster ones for the CPU are in cpu/.
 """
 
-from minidl.kernels import reference, reference_layers, reference_updates
-from minidl.kernels.products import matmul
+from minidl.kernels import products, reference, reference_layers, reference_updates
 from minidl.kernels.reference import ALGORITHMS, col2im, im2col
 from minidl.kernels.reference_layers import dropout_mask, erf
 from minidl.kernels.reference_updates import in_pieces
 from minidl.kernels.twins import compiled, twinned, using
 from minidl.kernels.window import Pair, Window, pair
 
+matmul = twinned(products.matmul)
+affine = twinned(products.affine)
 conv2d = twinned(reference.conv2d)
 conv2d_input = twinned(reference.conv2d_input)
 conv2d_weights = twinned(reference.conv2d_weights)
@@ -37,7 +38,7 @@ sgd_update = twinned(reference_updates.sgd_update)
 adam_update = twinned(reference_updates.adam_update)
 
 __all__ = [
-    "ALGORITHMS", "Pair", "Window", "activation", "activation_gradient", "adam_update", "batch_norm", "batch_norm_gradient",
+    "ALGORITHMS", "Pair", "Window", "activation", "activation_gradient", "adam_update", "affine", "batch_norm", "batch_norm_gradient",
     "batch_norm_inference", "channel_sums", "col2im", "compiled", "conv2d", "conv2d_input", "conv2d_patch_moments", "conv2d_weights",
     "dropout", "dropout_gradient", "dropout_mask", "erf", "im2col", "in_pieces", "layer_norm", "layer_norm_gradient", "matmul",
     "max_pool2d", "max_pool2d_gather", "max_pool2d_scatter", "pair", "sgd_update", "softmax_cross_entropy",

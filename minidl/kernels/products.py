@@ -1,4 +1,4 @@
-"""The product of matrices, cut over the threads of the pool.
+"""Products of matrices, and the affine layer, cut over the threads of the pool.
 
 The product itself is the linear algebra library's. Inside `pool.threads` the library is held to one thread, and each thread of the pool
 is given a share of the result: columns or rows, whichever there are more of.
@@ -12,8 +12,9 @@ import numpy as np
 
 from minidl import pool
 from minidl.backend import Array
+from minidl.kernels.reference_layers import activation as activate
 
-SHARED = 2**24          # multiply-adds of a product that is worth waking another thread for: some 150 microseconds of one core
+SHARED = 2**22          # multiply-adds of a product that is worth sharing: some 40 microseconds of one core
 
 
 def matmul(a: Array, b: Array) -> Array:
@@ -30,6 +31,17 @@ def matmul(a: Array, b: Array) -> Array:
     else:
         pool.each(lambda part: np.matmul(a[part], b, out=y[part]), shares(a.shape[0], count))
     return y
+
+
+def affine(x: Array, w: Array, b: Array | None = None, activation: str | None = None) -> Array:
+    """The affine layer: f(x w + b).
+
+    x: (..., inputs). w: (inputs, outputs). b: (outputs,) or None. activation: "relu", "tanh", "sigmoid" or None.
+    """
+    y = matmul(x, w)
+    if b is not None:
+        y += b
+    return y if activation is None else activate(y, activation)
 
 
 def shares(length: int, count: int) -> list[slice]:

@@ -21,8 +21,9 @@ import numpy as np
 from numba.core import caching
 
 from minidl import pool
+from minidl.kernels.cpu.vector import glance
 
-ALONE = 100_000         # multiply-adds, or numbers moved times four, that take less time than waking another thread
+ALONE = 2**21           # multiply-adds, or numbers moved times four, that are done before another thread is under way
 
 
 def folder() -> Path:
@@ -119,6 +120,18 @@ def run(kernel: Any, pieces: int, work: float, room: int, *arguments: Any) -> No
     pool.together(job, min(pieces, pool.usable()) if work > ALONE else 1)
 
 
+@compiled
+def linger(flag, turns):
+    """Wait, without Python's lock, for a flag to become other than 0; whether it has, after so many looks."""
+    for _ in range(turns):              # noqa: SIM110   compiled code has no any()
+        if glance(flag) != 0:
+            return True
+    return False
+
+
 def address(x: np.ndarray) -> int:
     """Where an array's first number lies."""
     return x.__array_interface__["data"][0]
+
+
+pool.linger = linger

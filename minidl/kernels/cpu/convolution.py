@@ -13,8 +13,8 @@ import numpy as np
 
 from minidl.errors import ArgumentError
 from minidl.kernels.cpu import direct, winograd, winograd_weights
+from minidl.kernels.cpu.elementwise import activation as activate
 from minidl.kernels.cpu.strips import empty
-from minidl.kernels.reference_layers import activation as activate
 from minidl.kernels.window import Pair, Window
 
 # Nanoseconds on one core of a Zen 5 with AVX-512, by scripts/bench_cpu: what counts is how they compare

@@ -12,6 +12,7 @@ How many numbers a vector has, `LANES`, is the CPU's: 16 with AVX-512, 8 with AV
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -238,6 +239,43 @@ def clear(context: Any, to: Any, count: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), code
+
+
+@intrinsic
+def turn(context: Any, source: Any, along: Any, to: Any, step: Any) -> Any:
+    """Transpose a square of LANES x LANES numbers: its rows, `along` bytes apart, become columns of rows `step` bytes apart."""
+    def code(context: Any, b: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        source, along, to, step = arguments
+        rows = [_load(b, b.add(source, b.mul(along, INT(i))), VECTOR) for i in range(LANES)]
+        apart = 1
+        while apart < LANES:                                    # swap the squares beside the diagonal: of 1, of 2 x 2, of 4 x 4, ...
+            low = [i if not i & apart else i - apart + LANES for i in range(LANES)]
+            high = [i + apart if not i & apart else i + LANES for i in range(LANES)]
+            for i in range(LANES):
+                if not i & apart:
+                    pair = rows[i], rows[i + apart]
+                    rows[i], rows[i + apart] = (b.shuffle_vector(*pair, ir.Constant(ir.VectorType(SHORT, LANES), places))
+                                                for places in (low, high))
+            apart *= 2
+        for i, row in enumerate(rows):
+            b.store(row, b.inttoptr(b.add(to, b.mul(step, INT(i))), VECTOR.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), code
+
+
+@intrinsic
+def glance(context: Any, address: Any) -> Any:
+    """The int64 at an address that another thread may be writing to; then a moment's rest for the CPU."""
+    def code(context: Any, b: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        found = b.load_atomic(b.inttoptr(arguments[0], INT.as_pointer()), "monotonic", 8)
+        if platform.machine() in ("x86_64", "AMD64"):
+            b.call(_llvm(b, "x86.sse2.pause", ir.VoidType(), []), [])
+        elif platform.machine() in ("aarch64", "arm64"):
+            b.call(_llvm(b, "aarch64.hint", ir.VoidType(), [SHORT]), [SHORT(1)])
+        return found
+
+    return types.int64(types.int64), code
 
 
 def _reader(kind: ir.Type, result: Any, name: str) -> Any:

@@ -312,8 +312,8 @@ def plan_of(image: Images, size: Pair, padding: Pair, out: tuple[int, int, int],
     half_way = products + 36 * tiles * out_room
     tables = [np.arange(ROWS, dtype=np.int64) * (step * 4) for step in (room, out_room, BLOCK)]
     plan = Plan(image, *padding, *size, images, bands, rows, wide, room, out_room, tiles, patches * 4, products * 4, half_way * 4,
-                *map(address, tables), address(ZEROS), *out, image.channels, outputs, half_way + 36 * LANES,
-                -(-image.n // images) * bands, image.n * tall * wide,
+                address(tables[0]), address(tables[1]), address(tables[2]), address(ZEROS), *out, image.channels, outputs,
+                half_way + 36 * LANES, -(-image.n // images) * bands, image.n * tall * wide,
                 image.n * tall * wide * 36 * image.channels * -(-outputs // BLOCK) * BLOCK)
     return plan, tables
 
