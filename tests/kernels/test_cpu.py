@@ -142,25 +142,6 @@ def convolution(draw):
     return x, w, gy, size, window, groups
 
 
-def factors(draw):
-    """Two matrices large enough for the compiled product; more than one packed block deep in some examples."""
-    rows, columns = draw.choice(6, 13, 70, 128), draw.choice(1, 10, 16, 33, 100)
-    depth = -(-2**20 // (rows * columns))
-    orders = draw.choice("as it is", "fortran"), draw.choice("as it is", "fortran")
-    return draw.array(rows, depth, order=orders[0]), draw.array(depth, columns, order=orders[1])
-
-
-@drawn("matmul", units=64, spoilt=False)
-def matmul(draw):
-    return factors(draw)
-
-
-@drawn("affine", units=64, spoilt=False)
-def affine(draw):
-    x, w = factors(draw)
-    return x, w, draw.choice(None, draw.array(w.shape[1])), draw.choice(None, "relu", "tanh", "sigmoid")
-
-
 @drawn("conv2d", units=30, spoilt=False)
 def conv2d(draw):
     x, w, _, _, window, groups = convolution(draw)
@@ -225,7 +206,7 @@ def matmul(draw):
     return factors(draw)[:2]
 
 
-@drawn("affine", units=30, spoilt=False)
+@drawn("affine", units=100, spoilt=False)
 def affine(draw):
     x, w, b = factors(draw)
     return x, w, draw.choice(None, b), draw.choice(None, "relu", "tanh")
