@@ -27,14 +27,17 @@ _allowed: ContextVar[str] = ContextVar("kernels", default="fastest")
 
 @contextmanager
 def using(which: str) -> Iterator[None]:
-    """Inside a `with` block run the kernels named: "reference", or "fastest", which is what runs anyway. To compare, and to learn.
+    """Inside a `with` block run the kernels named, to compare, to learn, or for the last bit of accuracy.
+
+    "reference": the pages to read. "direct": compiled ones, but no convolution by Winograd's algorithm, whose rounding errors are some
+    ten times larger. "fastest": what runs anyway. ArgumentError for another name.
 
     >>> with using("reference"):
     ...     compiled()
     False
     """
-    if which not in ("reference", "fastest"):
-        raise ArgumentError(f"using: {which!r} is not known", hint='Known are "reference" and "fastest".')
+    if which not in ("reference", "direct", "fastest"):
+        raise ArgumentError(f"using: {which!r} is not known", hint='Known are "reference", "direct" and "fastest".')
     token = _allowed.set(which)
     try:
         yield
@@ -42,9 +45,14 @@ def using(which: str) -> Iterator[None]:
         _allowed.reset(token)
 
 
+def winograd_allowed() -> bool:
+    """Whether a convolution may take Winograd's algorithm without being asked to."""
+    return _allowed.get() == "fastest"
+
+
 def compiled() -> bool:
     """Whether compiled kernels run here, on float32 arrays on the CPU."""
-    return _allowed.get() == "fastest" and bool(_cpu())
+    return _allowed.get() != "reference" and bool(_cpu())
 
 
 def twinned(slow: Kernel) -> Kernel:
@@ -53,7 +61,7 @@ def twinned(slow: Kernel) -> Kernel:
 
     @functools.wraps(slow)
     def kernel(x: Any, *others: Any, **options: Any) -> Any:
-        if type(x) is np.ndarray and x.dtype == FLOAT32 and _allowed.get() == "fastest":
+        if type(x) is np.ndarray and x.dtype == FLOAT32 and _allowed.get() != "reference":
             fast = _cpu(x.size).get(name)
             if fast is not None:
                 y = fast(x, *others, **options)

@@ -15,6 +15,7 @@ from minidl.errors import ArgumentError
 from minidl.kernels.cpu import direct, winograd, winograd_weights
 from minidl.kernels.cpu.elementwise import activation as activate
 from minidl.kernels.cpu.strips import empty
+from minidl.kernels.twins import winograd_allowed
 from minidl.kernels.window import Pair, Window
 
 # Nanoseconds on one core of a Zen 5 with AVX-512, by scripts/bench_cpu: what counts is how they compare
@@ -80,7 +81,7 @@ def choose(operation: str, algorithm: str | None, w: np.ndarray, window: Window,
         raise ArgumentError(f"{operation}: algorithm 'winograd' is for filters of 3 x 3 with stride 1, dilation 1 and one group",
                             hint='Use "direct", or leave the choice to minidl.', kernel=window.kernel, stride=window.stride,
                             dilation=window.dilation, groups=groups)
-    if algorithm is not None or not possible:
+    if algorithm is not None or not possible or not winograd_allowed():
         return algorithm or "direct"
     filters = w.shape[0] * w.shape[1]
     tiles = n * -(-out[0] // 4) * -(-out[1] // 4)
