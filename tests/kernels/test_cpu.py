@@ -196,20 +196,22 @@ def conv2d_weights_winograd(draw):
 
 
 def factors(draw):
-    rows, depth, columns = (draw.choice(1, 7, 64, 100, 500) if draw.large else draw.choice(12, 17, 64, 130) for _ in range(3))
-    turned = draw.choice("as it is", "fortran")
-    return draw.array(rows, depth), draw.array(depth, columns, order=turned), draw.array(columns, order="as it is")
+    """Two matrices large enough for the compiled product; more than one packed block deep in some examples."""
+    rows, columns = draw.choice(6, 13, 70, 128), draw.choice(1, 10, 16, 33, 100)
+    depth = -(-2**20 // (rows * columns))
+    orders = draw.choice("as it is", "fortran"), draw.choice("as it is", "fortran")
+    return draw.array(rows, depth, order=orders[0]), draw.array(depth, columns, order=orders[1])
 
 
-@drawn("matmul", units=30, spoilt=False)
+@drawn("matmul", units=64, spoilt=False)
 def matmul(draw):
-    return factors(draw)[:2]
+    return factors(draw)
 
 
-@drawn("affine", units=100, spoilt=False)
+@drawn("affine", units=64, spoilt=False)
 def affine(draw):
-    x, w, b = factors(draw)
-    return x, w, draw.choice(None, b), draw.choice(None, "relu", "tanh")
+    x, w = factors(draw)
+    return x, w, draw.choice(None, draw.array(w.shape[1])), draw.choice(None, "relu")
 
 
 def pooling(draw):

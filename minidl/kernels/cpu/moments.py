@@ -71,7 +71,7 @@ def lay_out(plan, image, group, first, count, to):
         for i in range(plan.kernel_h):
             row = y * plan.step_h - plan.top + i * plan.apart_h
             line = pixels + row * its.along_h
-            if side_by_side and 0 <= row < its.height and 0 <= left and left + plan.kernel_w <= its.width:
+            if side_by_side and 0 <= row < its.height and left >= 0 and left + plan.kernel_w <= its.width:
                 for c in range(0, plan.kernel_w * plan.inputs, LANES):
                     some = plan.kernel_w * plan.inputs - c
                     store(here + c * 4, some, load(line + left * its.along_w + c * 4, some))
