@@ -100,6 +100,11 @@ def variant(kernel: Any, name: str, **parts: Any) -> Any:
     return compiled(function)
 
 
+def inlined(function: Callable[..., Any]) -> Any:
+    """The same, written out where it is called before it is compiled: for what is short, or called in one place."""
+    return numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, inline="always", **OPTIONS)(function)
+
+
 def inner(function: Callable[..., Any]) -> Any:
     """Compile a part of kernels: it is built into each kernel that calls it."""
     return numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(function)

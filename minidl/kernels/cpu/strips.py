@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minidl.kernels.cpu.compiled import inner
+from minidl.kernels.cpu.compiled import inlined, inner
 from minidl.kernels.cpu.vector import BLOCK, clear, copy, number, put
 from minidl.kernels.window import Pair
 
@@ -49,7 +49,7 @@ def fill(to, room, image, first, rows, left, columns, height, width, channels, a
         to += columns * room * 4
 
 
-@inner
+@inlined
 def bring(cut, image, scratch, first_image, first_row, images):
     """The address of a strip: of its copy in scratch memory, or of the image's own numbers where no copy is needed."""
     if not cut.copied:
