@@ -23,8 +23,23 @@ from minidl.kernels.window import Pair, Window
 PIECE = 2**14           # numbers in the rows of a piece, about
 
 
+class Windows(NamedTuple):
+    """The windows over images, and what each has under it. Steps in bytes count from one tap to the next."""
+
+    rows: int               # of windows, of all images together
+    height: int
+    width: int
+    channels: int
+    per_piece: int          # rows
+    kernel_w: int
+    step_h: int
+    step_w: int
+    row_table: int          # for each row and column of windows, from this address on: where in the image the first tap is that is in it,
+    column_table: int       # in bytes; its number in the row or column of taps; and how many are in the image
+
+
 class Plan(NamedTuple):
-    """Rows and columns to go through, and what each of them meets: in tables, of which these are the addresses."""
+    """Rows and columns of numbers to write, and what each of them looks at: in tables, of which these are the addresses."""
 
     rows: int               # of all images together
     height: int
@@ -52,31 +67,30 @@ NOWHERE = Lying(0, 0, 0, 0)
 
 
 @compiled
-def largest(counter, pieces, scratch, plan, x, y, place):
+def largest(counter, pieces, scratch, plan, x, along_n, y, place):
     """The largest number under each window, and its tap: the first of equal ones, but a NaN before all, and the first of these."""
+    one, lowest = splat(np.float32(1)), splat(np.float32(-np.inf))
     while True:
         piece = take(counter)
         if piece >= pieces:
             return
         for row in range(piece * plan.per_piece, min((piece + 1) * plan.per_piece, plan.rows)):
-            image, starts = x.first + row // plan.height * x.along_n, plan.row_starts + 8 * (row % plan.height)
-            top, bottom = plan.row_entries + 16 * entry(starts), plan.row_entries + 16 * entry(starts + 8)
+            its = plan.row_table + row % plan.height * 24
+            image, first_row, tall = x + row // plan.height * along_n + entry(its), entry(its + 8), entry(its + 16)
             for column in range(plan.width):
-                starts = plan.column_starts + 8 * column
-                left, right = plan.column_entries + 16 * entry(starts), plan.column_entries + 16 * entry(starts + 8)
+                its = plan.column_table + column * 24
+                corner, first, wide = image + entry(its), first_row * plan.kernel_w + entry(its + 8), entry(its + 16)
                 at = (row * plan.width + column) * plan.channels
                 for c in range(0, plan.channels, LANES):
                     count = plan.channels - c
-                    best, tap = splat(np.float32(-np.inf)), splat(np.float32(0))
-                    if top < bottom and left < right:                   # or else the window lies in the padding alone
-                        tap = splat(np.float32(entry(top + 8) + entry(left + 8)))
-                    for i in range(top, bottom, 16):
-                        line = image + entry(i) * x.along_h + c * 4
-                        for j in range(left, right, 16):
-                            value = load(line + entry(j) * x.along_w, count)
+                    best, tap = lowest, splat(np.float32(first))
+                    for i in range(tall):
+                        here, this = corner + i * plan.step_h + c * 4, splat(np.float32(first + i * plan.kernel_w))
+                        for _ in range(wide):
+                            value = load(here, count)
                             better = ~(value <= best) & (best == best)
-                            best = where(better, value, best)
-                            tap = where(better, splat(np.float32(entry(i + 8) + entry(j + 8))), tap)
+                            best, tap = where(better, value, best), where(better, this, tap)
+                            here, this = here + plan.step_w, this + one
                     store(y + (at + c) * 4, count, best)
                     store_bytes(place + at + c, count, tap)
 
@@ -116,7 +130,7 @@ def look(counter, pieces, scratch, plan, x, place, over, y):
 
 
 @compiled
-def deal(counter, pieces, scratch, plan, gy, place, gx):
+def deal(counter, pieces, scratch, plan, gy, place, gx, along_n):
     """Each window writes its number to the tap that counts, and zeros to the others. For windows that do not overlap."""
     zero, one = splat(np.float32(0)), splat(np.float32(1))
     while True:
@@ -124,25 +138,39 @@ def deal(counter, pieces, scratch, plan, gy, place, gx):
         if piece >= pieces:
             return
         for row in range(piece * plan.per_piece, min((piece + 1) * plan.per_piece, plan.rows)):
-            image, h = row // plan.height, row % plan.height
-            starts = plan.row_starts + 8 * h
-            top, bottom = plan.row_entries + 16 * entry(starts), plan.row_entries + 16 * entry(starts + 8)
+            n, h = row // plan.height, row % plan.height
+            its = plan.row_table + h * 24
+            image, first_row, tall = gx + n * along_n + entry(its), entry(its + 8), entry(its + 16)
             for column in range(plan.width):
-                starts = plan.column_starts + 8 * column
-                left, right = plan.column_entries + 16 * entry(starts), plan.column_entries + 16 * entry(starts + 8)
-                at = gy.first + image * gy.along_n + h * gy.along_h + column * gy.along_w
-                its = place.first + image * place.along_n + h * place.along_h + column * place.along_w
+                its = plan.column_table + column * 24
+                corner, first, wide = image + entry(its), first_row * plan.kernel_w + entry(its + 8), entry(its + 16)
+                at = gy.first + n * gy.along_n + h * gy.along_h + column * gy.along_w
+                its_place = place.first + n * place.along_n + h * place.along_h + column * place.along_w
                 for c in range(0, plan.channels, LANES):
                     count = plan.channels - c
-                    value, chosen = load(at + c * 4, count), load_bytes(its + c, count)
-                    for i in range(top, bottom, 16):
-                        line = gx.first + image * gx.along_n + entry(i) * gx.along_h + c * 4
-                        for j in range(left, right, 16):
-                            tap = splat(np.float32(entry(i + 8) + entry(j + 8)))
-                            store(line + entry(j) * gx.along_w, count, value * where(chosen == tap, one, zero))
+                    value, chosen = load(at + c * 4, count), load_bytes(its_place + c, count)
+                    for i in range(tall):
+                        here, this = corner + i * plan.step_h + c * 4, splat(np.float32(first + i * plan.kernel_w))
+                        for _ in range(wide):
+                            store(here, count, value * where(chosen == this, one, zero))
+                            here, this = here + plan.step_w, this + one
 
 
 # Plans. They are kept together with the tables that they name; both are small, and few.
+
+
+@functools.lru_cache(maxsize=512)
+def windows(n: int, channels: int, size: Pair, along_h: int, along_w: int, window: Window) -> tuple[Windows, list[np.ndarray]]:
+    """The windows over images of this size, whose rows and columns lie so many bytes apart."""
+    tables = []
+    for (length, positions, k, s, p, d, _), along in zip(_axes(size, window), (along_h, along_w)):
+        inside = [[i for i in range(k) if 0 <= o * s - p + i * d < length] or [0, -1] for o in range(positions)]
+        tables.append(np.array([((o * s - p + taps[0] * d) * along, taps[0], taps[-1] - taps[0] + 1) for o, taps in enumerate(inside)],
+                               np.int64))
+    out = window.out(size)
+    per_piece = max(1, PIECE // max(out[1] * channels, 1))
+    return Windows(n * out[0], *out, channels, per_piece, window.kernel[1], window.dilation[0] * along_h, window.dilation[1] * along_w,
+                   address(tables[0]), address(tables[1])), tables
 
 
 @functools.lru_cache(maxsize=512)
@@ -186,10 +214,10 @@ def max_pool2d(x: np.ndarray, window: Window) -> Any:
     if math.prod(window.kernel) > 256:
         return NotImplemented
     x = pixels(x)
-    plan, _ = under(len(x), x.shape[1], x.shape[2:], window)
+    plan, _ = windows(len(x), x.shape[1], x.shape[2:], x.strides[2], x.strides[3], window)
     y, place = (empty(len(x), x.shape[1], (plan.height, plan.width), dtype) for dtype in (np.float32, np.uint8))
     if y.size:
-        run(largest, _pieces(plan), 4 * x.size, 0, plan, lying(x), address(y), address(place))
+        run(largest, _pieces(plan), 4 * x.size, 0, plan, address(x), x.strides[0], address(y), address(place))
     return y, place
 
 
@@ -204,8 +232,8 @@ def max_pool2d_scatter(gy: np.ndarray, place: np.ndarray, size: Pair, window: Wi
     if window.kernel != window.stride or any(window.padding) or any(n * s != m for n, s, m in zip(gy.shape[2:], window.stride, size)):
         gx[...] = 0                                             # there are pixels with no window over them
     if gx.size:
-        plan, _ = under(len(gy), gy.shape[1], size, window)
-        run(deal, _pieces(plan), 4 * gx.size, 0, plan, lying(gy), lying(place), lying(gx))
+        plan, _ = windows(len(gx), gx.shape[1], size, gx.strides[2], gx.strides[3], window)
+        run(deal, _pieces(plan), 4 * gx.size, 0, plan, lying(gy), lying(place), address(gx), gx.strides[0])
     return gx
 
 
@@ -236,7 +264,7 @@ def _looked(plan: Plan, tables: list[np.ndarray], x: np.ndarray, place: Lying = 
     return y
 
 
-def _pieces(plan: Plan) -> int:
+def _pieces(plan: Windows | Plan) -> int:
     return -(-plan.rows // plan.per_piece)
 
 
