@@ -2,7 +2,8 @@
 
 The weights are `w` and `b`, or `gamma` and `beta` where they scale and shift. They are drawn on the CPU from `generator` (a NumPy
 Generator, a seed, or None) by `init`, He's normal numbers unless another is given; biases start at zero. What the operation does
-stands in functions/; layers that learn nothing are in plain.py.
+stands in functions/; layers that learn nothing are in plain.py. `then` names an activation that follows and is done in the same pass:
+see Sequential.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Affine(Module):
         self.w = drawn("Affine", init, (self.inputs, self.outputs), generator, dtype)
         self.b = Parameter(zeros((self.outputs,), dtype=dtype)) if bias else None
 
-    def forward(self, x: Any) -> Any:
-        return F.affine(x, self.w, self.b, activation=self.activation)
+    def forward(self, x: Any, then: str | None = None) -> Any:
+        return F.affine(x, self.w, self.b, activation=self.activation or then)
 
     def multiply_adds(self, x: Shape, y: Shape) -> int:
         """How many for one example, where the input has shape x and the output y, without the batch axis."""
@@ -74,8 +75,8 @@ class Conv2d(Module):
         self.w = drawn("Conv2d", init, (self.outputs, self.inputs // self.groups, *self.kernel), generator, dtype)
         self.b = Parameter(zeros((self.outputs,), dtype=dtype)) if bias else None
 
-    def forward(self, x: Any) -> Any:
-        return F.conv2d(x, self.w, self.b, self.stride, self.padding, self.dilation, self.groups, self.activation, self.algorithm)
+    def forward(self, x: Any, then: str | None = None) -> Any:
+        return F.conv2d(x, self.w, self.b, self.stride, self.padding, self.dilation, self.groups, self.activation or then, self.algorithm)
 
     def multiply_adds(self, x: Shape, y: Shape) -> int:
         """How many for one example: each number of the output is a sum over a filter."""
@@ -172,14 +173,15 @@ class BatchNorm(Module):
         self.running_mean, self.running_var = np.zeros(shape, kind), np.ones(shape, kind)
         self.steps = 0
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Any, then: str | None = None) -> Any:
+        activation = self.activation or then
         if not self.training:
-            return F.batch_norm_inference(x, self.gamma, self.beta, self.running_mean, self.running_var, self.eps, self.activation)
+            return F.batch_norm_inference(x, self.gamma, self.beta, self.running_mean, self.running_var, self.eps, activation)
         n = x.size // self.channels
         if n == 1:
             raise ShapeError("batch_norm: one number a channel has no variance", x=f"{x.shape} (N, C, ...)",
                              hint="Train with larger minibatches (drop a last one of one example), or switch to evaluation: model.eval().")
-        y, mean, var = F.batch_norm(x, self.gamma, self.beta, self.eps, self.activation)
+        y, mean, var = F.batch_norm(x, self.gamma, self.beta, self.eps, activation)
         self.steps += 1
         rate = 1 / self.steps if self.momentum is None else self.momentum
         # new arrays, because a graph may still hold the old ones

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import strict  # noqa: F401   makes the strict device known
+from minidl import Tensor, grad, nn, no_grad
 from minidl import functions as F
-from minidl import nn, no_grad
 from minidl.errors import ArgumentError, DefinitionError, LabelError, ShapeError
 
 LEARNED = {
@@ -193,10 +193,10 @@ class TestFused:
         x = np.random.default_rng(0).standard_normal((2, 3, 5, 5)).astype(np.float32)
         fused, apart = nn.Conv2d(3, 4, 3, activation=activation, generator=0), nn.Conv2d(3, 4, 3, generator=0)
         y = getattr(F, activation)(apart(x))
-        np.testing.assert_array_equal(fused(x).data, y.data)
+        np.testing.assert_allclose(fused(x).data, y.data, rtol=1e-6)             # compiled kernels round in their own way
         fused(x).sum().backward()
         y.sum().backward()
-        np.testing.assert_array_equal(fused.w.grad.data, apart.w.grad.data)
+        np.testing.assert_allclose(fused.w.grad.data, apart.w.grad.data, rtol=1e-5, atol=1e-6)
 
 
 class TestSequential:
@@ -242,3 +242,29 @@ class TestSequential:
     def test_what_is_no_module_is_an_error(self, wrong, hint):
         with pytest.raises(DefinitionError, match=hint):
             nn.Sequential(wrong)
+
+    @pytest.mark.parametrize("activation", [nn.ReLU, nn.Sigmoid, nn.Tanh])
+    @pytest.mark.parametrize("layer", [lambda: nn.Affine(5, 4, generator=0), lambda: nn.BatchNorm(5)])
+    def test_an_activation_is_done_by_the_layer_before_it_and_gives_the_same(self, layer, activation, monkeypatch):
+        x = Tensor(np.random.default_rng(0).standard_normal((6, 5)), requires_grad=True)
+        first, calls = layer().to(dtype="float64"), []
+        monkeypatch.setattr(activation, "forward", lambda self, x, forward=activation.forward: calls.append(1) or forward(self, x))
+        apart, together = activation()(first(x)), nn.Sequential(first, activation())(x)
+        assert len(calls) == 1
+        np.testing.assert_allclose(together.data, apart.data, rtol=1e-14)
+        np.testing.assert_allclose(*(grad((y * y).sum(), x)[0].data for y in (together, apart)), rtol=1e-12)
+
+    def test_a_hook_sees_what_lies_between_a_layer_and_its_activation(self):
+        x, seen = np.ones((2, 3)), []
+        for i in (0, 1):
+            model = nn.Sequential(nn.Affine(3, 3, init=lambda shape, *_, **__: -np.ones(shape), dtype="float64"), nn.ReLU())
+            model[i].register_forward_hook(lambda layer, inputs, y: seen.append((inputs[0].data.max(), y.data.max())))
+            model(Tensor(x))
+        assert seen == [(1, -3), (-3, 0)]
+
+    def test_a_layer_of_the_users_own_gets_its_input_alone(self):
+        class Mine(nn.Affine):
+            def forward(self, x):
+                return super().forward(x)
+
+        assert nn.Sequential(Mine(2, 2, dtype="float64"), nn.ReLU())(np.ones((1, 2))).data.min() >= 0
