@@ -75,7 +75,7 @@ def slope(counter, pieces, scratch, gy, y, size, kind, gz):
 
 @inner
 def spread(h):
-    """See reference_layers.mix. Numba makes 64 bits of every result: they are cut off again."""
+    """See reference_layers.mix. Numba makes 64 bits of every result: they are cut off again at once, or vectors would be half as long."""
     h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D))
     h = np.uint32((h ^ (h >> np.uint32(15))) * np.uint32(0x846CA68B))
     return np.uint32(h ^ (h >> np.uint32(16)))
@@ -86,8 +86,10 @@ def draw(to, count, element, step, seed, upper, its_step, layer, limit):
     """1 for what is kept and 0 for what is dropped, of elements with numbers `step` apart."""
     kept = numbers(to, count)
     for i in range(count):
-        h = spread(np.uint32(element + i * step) ^ np.uint32(seed))
-        h = spread(spread(spread(h ^ np.uint32(upper)) ^ np.uint32(its_step)) ^ np.uint32(layer))
+        h = spread(np.uint32(np.uint32(element + i * step) ^ np.uint32(seed)))
+        h = spread(np.uint32(h ^ np.uint32(upper)))
+        h = spread(np.uint32(h ^ np.uint32(its_step)))
+        h = spread(np.uint32(h ^ np.uint32(layer)))
         kept[i] = np.float32(h >= np.uint32(limit))
 
 
