@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar, cast
 
@@ -73,18 +73,20 @@ def twinned(slow: Kernel) -> Kernel:
 
 
 _twins: dict[str, Callable[..., Any]] | None = None
+_missing = ""               # why there are none
 _said = False
 
 
 def _cpu(size: int = 0) -> dict[str, Callable[..., Any]]:
     """The twins for the CPU, by name; none without Numba, which is said once, when there is something to gain."""
-    global _twins, _said
+    global _twins, _missing, _said
     if _twins is None:
-        _twins = {}
-        with suppress(ImportError):
+        try:
             from minidl.kernels import cpu
             _twins = cpu.TWINS
+        except ImportError as error:
+            _twins, _missing = {}, str(error)
     if not _twins and not _said and size >= LARGE:
         _said = True
-        warnings.warn("minidl would be several times faster with compiled kernels: pip install 'minidl[fast]'", stacklevel=4)
+        warnings.warn(f"minidl would be several times faster with compiled kernels: pip install 'minidl[fast]' ({_missing})", stacklevel=4)
     return _twins

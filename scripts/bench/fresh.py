@@ -2,8 +2,9 @@
 
     python -m bench.fresh memory ours cnn minidl 2
 
-Memory is resident memory above what the process held when its libraries were imported. The first step counts from there too: it
-includes building the model and, for minidl with an empty cache, compiling its kernels.
+Memory is resident memory above what the process held when its libraries were loaded: imported, and used for one tiny convolution, since
+both load much of themselves at first use. The first step counts from the import: it includes what is loaded at first use, building the
+model and, for minidl with an empty cache, compiling its kernels.
 """
 
 from __future__ import annotations

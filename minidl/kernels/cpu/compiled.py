@@ -19,9 +19,13 @@ from typing import Any, ClassVar
 import numba
 import numpy as np
 from numba.core import caching
+from numba.core.runtime import rtsys
 
 from minidl import pool
 from minidl.kernels.cpu.vector import glance
+
+if numba.config.DISABLE_JIT:
+    raise ImportError("Numba is there, but NUMBA_DISABLE_JIT forbids it to compile")
 
 ALONE = 2**21           # multiply-adds, or numbers moved times four, that are done before another thread is under way
 
@@ -79,6 +83,12 @@ class _Files(caching.CompileResultCacheImpl):
 
 class _Cache(caching.FunctionCache):
     _impl_class = _Files
+
+    def load_overload(self, signature: Any, target: Any) -> Any:
+        """What is on disk for a signature, if anything. Unlike Numba's own it does not first load all of what Numba could compile."""
+        rtsys.initialize(target)
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(signature, target)
 
 
 def compiled(function: Callable[..., Any]) -> Any:
