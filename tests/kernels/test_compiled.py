@@ -68,11 +68,11 @@ with pool.threads(2):
 """
 
 
-def process(code, *words, cache, **environment):
-    """Start a process that runs some code, with a folder for compiled kernels."""
+def process(code, *words, cache, first=None, **environment):
+    """Start a process that runs some code, with a folder for compiled kernels. first: what it does before."""
     path = os.pathsep.join(map(str, (TOP, TOP / "scripts", TESTS.parent, TESTS)))
     return subprocess.Popen([sys.executable, "-c", code, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env=os.environ | {"PYTHONPATH": path, "MINIDL_CACHE": str(cache)} | environment)
+                            preexec_fn=first, env=os.environ | {"PYTHONPATH": path, "MINIDL_CACHE": str(cache)} | environment)
 
 
 def ended(started):
@@ -102,6 +102,15 @@ def test_several_processes_compile_at_once_and_later_ones_need_not(tmp_path):
 def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").touch()
     assert ended(process(FEW, cache=tmp_path / "file" / "below")).split() == ["0", "0"]
+
+
+@pytest.mark.process
+def test_a_full_disk(tmp_path):
+    resource = pytest.importorskip("resource", reason="this system has no limits on files")
+    started = process(FEW, cache=tmp_path, first=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)))
+    assert ended(started).split() == ["0", "0"] and not list(tmp_path.rglob("*.tmp*"))
+    assert ended(process(FEW, cache=tmp_path)).split() == ["0", "0"]
+    assert ended(process(FEW, cache=tmp_path)).split() == ["1", "1"]
 
 
 @pytest.mark.process

@@ -84,6 +84,10 @@ class _Files(caching.CompileResultCacheImpl):
 class _Cache(caching.FunctionCache):
     _impl_class = _Files
 
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with contextlib.suppress(OSError):                  # a full disk: the next process compiles anew
+            super().save_overload(sig, data)
+
     def load_overload(self, signature: Any, target: Any) -> Any:
         """What is on disk for a signature, if anything. Unlike Numba's own it does not first load all of what Numba could compile."""
         rtsys.initialize(target)
