@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -113,10 +114,10 @@ class Signal:
 
 
 class Worker:
-    """A thread that waits until there is a job."""
+    """A thread that waits until there is a job. Woken without one it ends."""
 
     def __init__(self) -> None:
-        self.job: Callable[[], None] | None = None
+        self.job: Callable[[], None] | None = None          # None again when it is done
         self.error: BaseException | None = None
         self.wake, self.done = Signal(), Signal()
         threading.Thread(target=self.loop, name="minidl-pool", daemon=True).start()
@@ -124,8 +125,10 @@ class Worker:
     def loop(self) -> None:
         while True:
             self.wake.wait()
+            if self.job is None:
+                return
             try:
-                self.job()                                  # type: ignore[misc]   # whoever wakes it has set one
+                self.job()
             except BaseException as error:                  # raised again by the thread that waits
                 self.error = error
             self.job = None
@@ -140,32 +143,39 @@ def _run(job: Callable[[], None], count: int) -> None:
     while len(_workers) < count - 1:
         _workers.append(Worker())
     helping = _workers[:count - 1]
-    for worker in helping:
-        worker.job = job
-        worker.wake.tell()
-    stopped: BaseException | None = None
     try:
+        for worker in helping:
+            worker.job = job
+            worker.wake.tell()
         job()
-    except BaseException as error:
-        stopped = error
-    for worker in helping:
-        stopped = _wait(worker) or stopped                  # also after an error: they still write to the arrays of this call
-    errors = [error for error in [stopped, *(worker.error for worker in helping)] if error is not None]
+        for worker in helping:
+            worker.done.wait()
+    except BaseException:
+        _see_out(helping)
+        raise
+    errors = [worker.error for worker in helping if worker.error is not None]
     for worker in helping:
         worker.error = None
     if errors:
         raise errors[0]
 
 
-def _wait(worker: Worker) -> BaseException | None:
-    """Until the worker is done; gives the Ctrl-C that came meanwhile."""
-    stopped = None
-    while True:
+def _see_out(helping: list[Worker]) -> None:
+    """After an error or Ctrl-C, which may have come anywhere: until no worker writes to the arrays of this call any more.
+
+    Nobody knows then what was told and heard, so these workers are not used again: told once more, they end.
+    """
+    _workers.clear()
+    working = True
+    while working:
         try:
-            worker.done.wait()
-            return stopped
-        except BaseException as error:
-            stopped = error
+            working = any(worker.job is not None for worker in helping)
+            for worker in helping:
+                with suppress(RuntimeError):                # it was told, and has not heard it yet
+                    worker.wake.tell()
+            time.sleep(0.001)
+        except BaseException:                               # another Ctrl-C: the first one is under way already
+            working = True
 
 
 def _forget() -> None:
@@ -180,16 +190,26 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Own(threading.local):
-    buffer = np.empty(0, np.float32)
+    """What each thread has of its own."""
+
+    def __init__(self) -> None:
+        self.counter = np.zeros(8, np.int64)
+        self.counts_at = self.counter.__array_interface__["data"][0]
+        self.room = np.empty(0, np.float32)
+        self.starts_at = 0
 
 
 _own = _Own()
 
 
-def scratch(numbers: int) -> np.ndarray:
-    """Room for at least so many float32 numbers, that is this thread's own until it asks again. It lies on a cache line."""
-    if _own.buffer.size < numbers:
-        room = np.empty(numbers + 16, np.float32)
-        start = -room.__array_interface__["data"][0] % 64 // 4
-        _own.buffer = room[start:start + numbers]
-    return _own.buffer
+def counter() -> tuple[np.ndarray, int]:
+    """A counter of this thread's, for pieces of work that are handed out one by one, and its address."""
+    return _own.counter, _own.counts_at
+
+
+def scratch(numbers: int) -> int:
+    """The address of room for so many float32 numbers, which is this thread's own until it asks again. It lies on a cache line."""
+    if _own.room.size < numbers + 16:
+        _own.room = np.empty(numbers + 16, np.float32)
+        _own.starts_at = -(-_own.room.__array_interface__["data"][0] // 64) * 64
+    return _own.starts_at

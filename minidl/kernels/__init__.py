@@ -5,10 +5,11 @@ see twins.py. The faster ones for the CPU are in cpu/.
 """
 
 from minidl.kernels import products, reference, reference_layers, reference_updates
+from minidl.kernels.choice import using
 from minidl.kernels.reference import ALGORITHMS, col2im, im2col
 from minidl.kernels.reference_layers import dropout_mask, erf
 from minidl.kernels.reference_updates import in_pieces
-from minidl.kernels.twins import compiled, twinned, using
+from minidl.kernels.twins import compiled, twinned
 from minidl.kernels.window import Pair, Window, pair
 
 matmul = twinned(products.matmul)

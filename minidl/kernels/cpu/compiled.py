@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import hashlib
 import os
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import llvmlite
 import numba
 import numpy as np
 from numba.core import caching
@@ -29,18 +31,18 @@ if numba.config.DISABLE_JIT:
 
 ALONE = 2**21           # multiply-adds, or numbers moved times four, that are done before another thread is under way
 
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
+
 
 def folder() -> Path:
     """Where compiled kernels are kept: kernels/ in the folder that MINIDL_CACHE names, or else in ~/.cache/minidl."""
     return Path(os.environ.get("MINIDL_CACHE") or "~/.cache/minidl").expanduser() / "kernels"
 
-OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
-
 
 @functools.cache
 def sources() -> str:
     """A hash of everything that the kernels are made from."""
-    digest = hashlib.sha256(numba.__version__.encode())
+    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
@@ -89,10 +91,12 @@ class _Cache(caching.FunctionCache):
             super().save_overload(sig, data)
 
     def load_overload(self, signature: Any, target: Any) -> Any:
-        """What is on disk for a signature, if anything. Unlike Numba's own it does not first load all of what Numba could compile."""
+        """What is on disk for a signature, if it can be read. Unlike Numba's own this does not first load all that Numba could compile."""
         rtsys.initialize(target)
-        with self._guard_against_spurious_io_errors():
+        try:
             return self._load_overload(signature, target)
+        except Exception:                                   # a file that was cut off or changed can be wrong in any way
+            return None
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -130,13 +134,26 @@ def run(kernel: Any, pieces: int, work: float, room: int, *arguments: Any) -> No
     The kernel takes the numbers of its pieces from the counter, 0 ... pieces - 1, with `take(counter)`. work: about how many
     multiply-adds it does in all; a small one stays on this thread. room: float32 numbers of scratch memory for each thread.
     """
-    counter = np.zeros(1, np.int64)
-    where = address(counter)
+    counter, where = pool.counter()
 
     def job() -> None:
-        kernel(where, pieces, address(pool.scratch(room)), *arguments)
+        kernel(where, pieces, pool.scratch(room), *arguments)
 
-    pool.together(job, min(pieces, pool.usable()) if work > ALONE else 1)
+    with contextlib.nullcontext() if kernel.overloads else _without_collector():
+        counter[0] = 0
+        pool.together(job, min(pieces, pool.usable()) if work > ALONE else 1)
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """While a kernel is compiled: a compiler makes many objects, and looking through them again and again takes an eighth of its time."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 @compiled

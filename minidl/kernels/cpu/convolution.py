@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from minidl.errors import ArgumentError
+from minidl.kernels.choice import winograd_allowed
 from minidl.kernels.cpu import direct, winograd, winograd_weights
 from minidl.kernels.cpu.elementwise import activation as activate
 from minidl.kernels.cpu.strips import empty
-from minidl.kernels.twins import winograd_allowed
 from minidl.kernels.window import Pair, Window
 
 # Nanoseconds on one core of a Zen 5 with AVX-512, by scripts/bench_cpu: what counts is how they compare
