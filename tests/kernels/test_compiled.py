@@ -114,6 +114,17 @@ def test_a_full_disk(tmp_path):
 
 
 @pytest.mark.process
+@pytest.mark.process
+def test_files_that_were_cut_off_or_changed(tmp_path):
+    assert ended(process(FEW, cache=tmp_path)).split() == ["0", "0"]
+    files = sorted(path for path in tmp_path.rglob("*") if path.suffix in (".nbi", ".nbc"))
+    for k, path in enumerate(files):
+        data = path.read_bytes()
+        path.write_bytes(data[:len(data) // 2] if k % 2 else b"not what was here")
+    assert ended(process(FEW, cache=tmp_path)).split() == ["0", "0"]
+    assert ended(process(FEW, cache=tmp_path)).split() == ["1", "1"]         # and they are written anew
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_forked_process_may_call_them(tmp_path):
     ended(process(FORK, cache=tmp_path))

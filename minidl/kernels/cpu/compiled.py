@@ -96,6 +96,8 @@ class _Cache(caching.FunctionCache):
         try:
             return self._load_overload(signature, target)
         except Exception:                                   # a file that was cut off or changed can be wrong in any way
+            with contextlib.suppress(OSError):
+                self.flush()
             return None
 
 
