@@ -33,7 +33,8 @@ def threads(count: int | None = None) -> Iterator[int]:
     """Let kernels work on so many threads inside a `with` block; gives the number.
 
     count: at least 1; None for one a core that this process may use. Outside of such a block kernels work on one thread, and the linear
-    algebra library on as many as it likes. ArgumentError for a count that makes no sense, MissingExtra without threadpoolctl.
+    algebra library on as many as it likes; while a block is open anywhere in the process, that works on one. ArgumentError for a count
+    that makes no sense, MissingExtra without threadpoolctl.
 
     >>> with threads(2) as count:
     ...     count, usable()
@@ -41,17 +42,35 @@ def threads(count: int | None = None) -> Iterator[int]:
     """
     if count is not None and (isinstance(count, bool) or not hasattr(count, "__index__") or count < 1):
         raise ArgumentError(f"threads: count is {count!r}, and must be an int of at least 1")
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        raise MissingExtra("threads: needs threadpoolctl", hint="Install it: pip install 'minidl[fast]'") from None
     count = cores() if count is None else int(count)
-    with threadpool_limits(1):
+    with _blas_on_one_thread():
         token = _threads.set(count)
         try:
             yield count
         finally:
             _threads.reset(token)
+
+
+_limit: list[Any] = []                                      # one entry for each block that is open; the first one restores
+_limiting = threading.Lock()
+
+
+@contextmanager
+def _blas_on_one_thread() -> Iterator[None]:
+    """Hold the linear algebra library to one thread, from the first block that is entered to the last one that is left."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        raise MissingExtra("threads: needs threadpoolctl", hint="Install it: pip install 'minidl[fast]'") from None
+    with _limiting:
+        _limit.append(_limit[0] if _limit else threadpool_limits(1))
+    try:
+        yield
+    finally:
+        with _limiting:
+            last = _limit.pop()
+            if not _limit:
+                last.restore_original_limits()
 
 
 def usable() -> int:
@@ -70,27 +89,35 @@ def each(work: Callable[[Any], Any], pieces: Iterable[Any]) -> None:
     """Call work(piece) for every piece, on the threads of the pool. Whoever is free takes the next one."""
     pieces = list(pieces)
     waiting = iter(pieces)                                  # next() of it is one step under Python's lock
+    warnings = np.geterr()                                  # a thread of its own would have NumPy's defaults
 
     def job() -> None:
-        for piece in waiting:
-            work(piece)
+        with np.errstate(**warnings):
+            for piece in waiting:
+                work(piece)
 
     together(job, min(len(pieces), usable()))
+
+
+_owner: dict[str, object] = {}                              # whose call the pool is at work for
 
 
 def together(job: Callable[[], None], count: int) -> None:
     """Call job() on so many threads at once, this one among them, and come back when all are done.
 
     The job takes its pieces of work from a counter that all share. Where the pool is at work for another thread of this process, the
-    job is called on this thread alone, and takes all pieces. The first error that a job raised is raised here.
+    job is called on this thread alone, and takes all pieces. The first error that a job raised is raised here. A job calls nothing
+    that uses the pool itself.
     """
-    if count < 2 or not _busy.acquire(blocking=False):
-        job()
-        return
+    me = object()
     try:
-        _run(job, count)
+        if count < 2 or _owner.setdefault("pool", me) is not me:
+            job()
+        else:
+            _run(job, count)
     finally:
-        _busy.release()
+        if "pool" in _owner and _owner["pool"] is me:       # no call here: Ctrl-C comes after calls
+            del _owner["pool"]
 
 
 class Signal:
@@ -135,7 +162,6 @@ class Worker:
             self.done.tell()
 
 
-_busy = threading.Lock()
 _workers: list[Worker] = []
 
 
@@ -180,8 +206,7 @@ def _see_out(helping: list[Worker]) -> None:
 
 def _forget() -> None:
     """In a forked process: its parent's threads are not in it."""
-    global _busy
-    _busy = threading.Lock()
+    _owner.clear()
     _workers.clear()
 
 

@@ -158,6 +158,55 @@ class TestCtrlC:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
 
+    @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there is no timer that sends a signal")
+    def test_at_any_moment(self):
+        """Hundreds of interrupts wherever they come: what follows is right, and on all threads."""
+        def interrupt(number, frame):
+            raise KeyboardInterrupt
+
+        def work(piece):
+            time.sleep(1e-4)
+            numbers[piece] += 1
+            threads.add(threading.get_ident())
+        moments = np.random.default_rng(0).uniform(1e-5, 2e-3, 400)
+        before = signal.signal(signal.SIGALRM, interrupt)
+        interrupted = 0
+        try:
+            with pool.threads(2):
+                for moment in moments:
+                    numbers, threads = np.zeros(16, int), set()
+                    try:
+                        signal.setitimer(signal.ITIMER_REAL, moment)
+                        pool.each(work, range(16))
+                        signal.setitimer(signal.ITIMER_REAL, 0)
+                    except KeyboardInterrupt:
+                        interrupted += 1
+                    assert not pool._owner
+                numbers, threads = np.zeros(16, int), set()
+                pool.each(work, range(16))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert interrupted > 100 and (numbers == 1).all() and len(threads) == 2
+
+
+def test_numpys_warnings_are_those_of_the_caller():
+    with pool.threads(2), np.errstate(all="ignore"):
+        pool.each(lambda piece: np.log(np.full(10, -1.0)), range(50))        # a warning is an error in these tests
+
+
+def test_blocks_that_overlap_leave_the_linear_algebra_as_it_was():
+    def libraries():
+        return [library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
+    before, first, second = libraries(), pool.threads(1), pool.threads(2)
+    first.__enter__()
+    contextvars.copy_context().run(second.__enter__)
+    first.__exit__(None, None, None)
+    assert set(libraries()) <= {1}
+    with pytest.raises(ValueError, match="different Context"):      # of the number of threads, which was set in that context
+        second.__exit__(None, None, None)
+    assert libraries() == before
+
 
 class TestScratch:
     def test_is_each_threads_own_and_on_a_cache_line(self):

@@ -55,7 +55,7 @@ def _cpu(size: int = 0) -> dict[str, Callable[..., Any]]:
         try:
             from minidl.kernels import cpu
             _twins = cpu.TWINS
-        except ImportError as error:
+        except (ImportError, OSError) as error:             # OSError: a library that LLVM needs cannot be loaded
             _twins, _missing = {}, str(error)
     if not _twins and not _said and size >= LARGE:
         _said = True

@@ -77,7 +77,7 @@ def _does_both(layer: Module, following: Module | None) -> bool:
     On a small VGG that takes a tenth of a training step and a quarter of inference off.
     """
     return (type(following) in ACTIVATIONS and type(layer) in FUSING and layer.activation is None      # type: ignore[attr-defined]
-            and not layer._hooks and not following._hooks)                                          # type: ignore[union-attr]
+            and not any(each._hooks or "forward" in vars(each) for each in (layer, following)))     # type: ignore[union-attr]
 
 
 def _checked(layer: Any) -> Module:

@@ -7,7 +7,7 @@
     direct.py           straight from the image; winograd.py and winograd_weights.py, with a quarter of the multiplications
     plans.py            where everything lies; strips.py, how it gets there
     moments.py          second moments of patches
-    lanes.py            vectors as values, for loops over numbers
+    lanes.py            vectors as values, for loops over numbers; exponential.py, e^x of them
     pooling.py, normalization.py, layer_norm.py, elementwise.py, cross_entropy.py, updates.py: what layers, losses, optimizers do beside
 """
 

@@ -1,8 +1,7 @@
 """Convolution and its two gradients, compiled: which algorithm does a call, and what it is given.
 
 `choose` is the table of algorithms: the time that each would take for a shape, by what was measured, so that the same call is always
-done in the same way. direct.py, winograd.py and winograd_weights.py do
-the work.
+done in the same way. direct.py, winograd.py and winograd_weights.py do the work.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from minidl.errors import ArgumentError
+from minidl.kernels import reference
 from minidl.kernels.choice import winograd_allowed
 from minidl.kernels.cpu import direct, winograd, winograd_weights
 from minidl.kernels.cpu.elementwise import activation as activate
@@ -28,13 +28,15 @@ def conv2d(x: np.ndarray, w: np.ndarray, window: Window, groups: int = 1, b: np.
            algorithm: str | None = None) -> Any:
     """See reference.conv2d."""
     chosen = choose("conv2d", algorithm, w, window, groups, len(x), window.out(x.shape[2:]))
-    if chosen is None:
+    if chosen is None or x.shape[1] != w.shape[1] * groups:
         return NotImplemented
+    if not x.size or not w.size:
+        return reference.conv2d(x, w, window, groups, b, activation)
     y = empty(len(x), len(w), window.out(x.shape[2:]))
     relu = activation == "relu"
     if chosen == "winograd":
         winograd.slide(x, w, y, window.padding, False, b, relu)
-    elif y.size:
+    else:
         direct.forward(x, w, y, window, groups, b, relu)
     return y if activation is None or relu else activate(y, activation)
 
@@ -43,12 +45,14 @@ def conv2d_input(gy: np.ndarray, w: np.ndarray, size: Pair, window: Window, grou
                  algorithm: str | None = None) -> Any:
     """See reference.conv2d_input."""
     chosen = choose("conv2d_input", algorithm, w, window, groups, len(gy), size)
-    if chosen is None:
+    if chosen is None or gy.shape[1] != len(w):
         return NotImplemented
+    if not gy.size or not w.size:
+        return reference.conv2d_input(gy, w, size, window, groups, b)
     gx = empty(len(gy), w.shape[1] * groups, size)
     if chosen == "winograd":
         winograd.slide(gy, w, gx, (2 - window.padding[0], 2 - window.padding[1]), True, b, False)
-    elif gx.size:
+    else:
         direct.backward(gy, w, gx, window, groups, b)
     return gx
 
@@ -59,12 +63,13 @@ def conv2d_weights(x: np.ndarray, gy: np.ndarray, window: Window, groups: int = 
     chosen = choose("conv2d_weights", algorithm, gw, window, groups, len(x), gy.shape[2:])
     if chosen is None or gy.dtype != np.float32:
         return NotImplemented
+    if not x.size or not gy.size or not gw.size:
+        gw[...] = 0
+        return gw
     if chosen == "winograd":
         winograd_weights.weights(x, gy, gw, window.padding)
-    elif gy.size:
-        direct.weights(x, gy, gw, window, groups)
     else:
-        gw[...] = 0
+        direct.weights(x, gy, gw, window, groups)
     return gw
 
 
@@ -76,11 +81,11 @@ def choose(operation: str, algorithm: str | None, w: np.ndarray, window: Window,
     if algorithm not in (None, "direct", "winograd") or w.dtype != np.float32:
         return None
     possible = (window.kernel == (3, 3) and window.stride == (1, 1) and window.dilation == (1, 1) and groups == 1
-                and max(window.padding) <= 2 and n * out[0] * out[1] > 0)
+                and max(window.padding) <= 2)
     if algorithm == "winograd" and not possible:
-        raise ArgumentError(f"{operation}: algorithm 'winograd' is for filters of 3 x 3 with stride 1, dilation 1 and one group",
-                            hint='Use "direct", or leave the choice to minidl.', kernel=window.kernel, stride=window.stride,
-                            dilation=window.dilation, groups=groups)
+        raise ArgumentError(f"{operation}: algorithm 'winograd' is for filters of 3 x 3 with stride 1, dilation 1, one group, and padding "
+                            "of at most 2", hint='Use "direct", or leave the choice to minidl.', kernel=window.kernel,
+                            stride=window.stride, dilation=window.dilation, groups=groups, padding=window.padding)
     if algorithm is not None or not possible or not winograd_allowed():
         return algorithm or "direct"
     filters = w.shape[0] * w.shape[1]

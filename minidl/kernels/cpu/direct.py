@@ -257,6 +257,6 @@ def _pack(w: np.ndarray, taps: tuple[Tap, ...], outputs: int, groups: int, back:
         blocks, address(packed))
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=128)
 def tap_offsets(taps: tuple[Tap, ...], by_h: int, by_w: int) -> np.ndarray:
     return np.array([tap.at[0] * by_h + tap.at[1] * by_w for tap in taps], np.int64)

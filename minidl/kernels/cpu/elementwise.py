@@ -124,6 +124,8 @@ def drop(counter, pieces, scratch, x, size, pixels, channels, tall, first, seed,
 
 def activation(z: np.ndarray, name: str) -> Any:
     """See reference_layers.activation."""
+    if not z.flags.writeable:
+        return NotImplemented
     z, last = as_it_lies(z)
     if name == "tanh":
         flat = z.reshape(-1)
@@ -135,7 +137,7 @@ def activation(z: np.ndarray, name: str) -> Any:
 
 def activation_gradient(gy: np.ndarray, y: np.ndarray, name: str, out: np.ndarray | None = None) -> Any:
     """See reference_layers.activation_gradient."""
-    if y.dtype != np.float32:
+    if y.dtype != np.float32 or y.shape != gy.shape:
         return NotImplemented
     if out is not None and out.strides != y.strides:
         out = None

@@ -161,7 +161,7 @@ def conv2d_patch_moments(x: np.ndarray, window: Window, groups: int = 1, bias: b
     return moments
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=128)
 def planned(image: Images, window: Window, groups: int, bias: bool) -> tuple[Plan, list[np.ndarray]]:
     """A plan, and the tables that it names."""
     out = window.out((image.height, image.width))

@@ -18,7 +18,7 @@ STRIP = 2**16           # float32 numbers of a strip: 256 KB, which a second-lev
 STRIPS = 16             # strips to have at least, where there are so many rows, so that threads end together
 SUMS = 8                # sums of the gradient by the filters that are kept apart and added at the end, in this order
 APART = 2**19           # numbers that these sums may have together; larger filters are shared out by their numbers instead
-PAIRED = 2**18         # the same where a register tile reads but a few channels of it
+PAIRED = 2**18          # the same where a register tile reads but a few channels of it
 NEAR = 512              # positions whose gradients, of a block of outputs, stay in the first-level cache from one register tile to the next
 ANY = 2**31
 LARGE = 2**17           # filters of more numbers are not read again for the sake of more strips: their outputs are shared out
@@ -77,7 +77,7 @@ class Cut(NamedTuple):
 
 
 class Correlation(NamedTuple):
-    """Taps that slide over images: see `correlate` in convolution.py. Addresses of tables, and steps in bytes."""
+    """Taps that slide over images: see `correlate` in direct.py. Addresses of tables, and steps in bytes."""
 
     cut: Cut
     positions: int          # of the pixels, in a whole strip
@@ -103,7 +103,7 @@ class Correlation(NamedTuple):
 
 
 class Pairing(NamedTuple):
-    """Numbers under the window paired with gradients: see `pair_up` in convolution.py. Addresses of tables, and steps in bytes."""
+    """Numbers under the window paired with gradients: see `pair_up` in direct.py. Addresses of tables, and steps in bytes."""
 
     cut: Cut
     gy: Cut                 # of the gradients, into the same strips
@@ -152,7 +152,7 @@ class Back(NamedTuple):
     left: int
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=128)
 def ways_back(window: Window, size: Pair) -> tuple[Back, ...]:
     """A gradient by the input as correlations, one for each remainder by the stride.
 
@@ -204,7 +204,7 @@ def cut(image: Images, positions: Pair, step: Pair, top: int, left: int, reach: 
 # Plans and the tables that they name are kept together in these caches. Both are small, and few.
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=128)
 def correlation(image: Images, positions: Pair, step: Pair, top: int, left: int, taps: tuple[Tap, ...], out: tuple[int, int, int],
                 outputs: int, groups: int) -> tuple[Correlation, list[np.ndarray]]:
     """A plan for `correlate`, and the tables that it names.
@@ -262,7 +262,7 @@ def _positions(strips: Cut, out: tuple[int, int, int], len_of_tile: int) -> list
     return tables
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=128)
 def pairing(image: Images, gy: Images, window: Window, groups: int) -> tuple[Pairing, list[np.ndarray]]:
     """A plan for `pair_up`, and the tables that it names."""
     alike = is_alike(image.channels, gy.channels // groups, groups)

@@ -80,6 +80,8 @@ def largest(counter, pieces, scratch, plan, x, along_n, y, place):
             for column in range(plan.width):
                 its = plan.column_table + column * 24
                 corner, first, wide = image + entry(its), first_row * plan.kernel_w + entry(its + 8), entry(its + 16)
+                if tall == 0 or wide == 0:                      # nothing but padding: the first tap stands for it
+                    first = 0
                 at = (row * plan.width + column) * plan.channels
                 for c in range(0, plan.channels, LANES):
                     count = plan.channels - c
@@ -159,7 +161,7 @@ def deal(counter, pieces, scratch, plan, gy, place, gx, along_n):
 # Plans. They are kept together with the tables that they name; both are small, and few.
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=128)
 def windows(n: int, channels: int, size: Pair, along_h: int, along_w: int, window: Window) -> tuple[Windows, list[np.ndarray]]:
     """The windows over images of this size, whose rows and columns lie so many bytes apart."""
     tables = []
@@ -173,7 +175,7 @@ def windows(n: int, channels: int, size: Pair, along_h: int, along_w: int, windo
                    address(tables[0]), address(tables[1])), tables
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=128)
 def under(n: int, channels: int, size: Pair, window: Window) -> tuple[Plan, list[np.ndarray]]:
     """What each window has under it, of images of this size."""
     axes = []
@@ -182,7 +184,7 @@ def under(n: int, channels: int, size: Pair, window: Window) -> tuple[Plan, list
     return _planned(n, channels, window.out(size), *axes)
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=128)
 def over(n: int, channels: int, size: Pair, window: Window) -> tuple[Plan, list[np.ndarray]]:
     """Which windows each pixel has over it."""
     axes = []

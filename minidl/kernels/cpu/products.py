@@ -85,7 +85,7 @@ def multiply(counter, pieces, scratch, plan, a, b, start, y, relu):
                         add, cut)
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=128)
 def plan_of(rows: int, depth: int, columns: int, a: Pair, b: Pair) -> tuple[Product, np.ndarray]:
     """A plan for `multiply`, and the tables that it names. a, b: bytes from one row and column to the next."""
     blocks = -(-columns // BLOCK)
@@ -112,7 +112,9 @@ def affine(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, activation
 
 def product(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None, relu: bool) -> Any:
     """a b + bias, cut off at 0 or not; NotImplemented where the linear algebra library is as good."""
-    if a.ndim != 2 or b.ndim != 2 or LANES < 8 or len(a) < ROWS // 2 or a.size * b.shape[1] < LEAST or b.dtype != np.float32:
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != len(b) or b.dtype != np.float32:
+        return NotImplemented
+    if LANES < 8 or len(a) < ROWS // 2 or a.size * b.shape[1] < LEAST:
         return NotImplemented
     a, b = aligned(a), aligned(b)
     (rows, depth), columns = a.shape, b.shape[1]

@@ -79,4 +79,4 @@ def empty(n: int, channels: int, size: Pair, dtype: Any = np.float32) -> np.ndar
 
 def aligned(x: np.ndarray) -> np.ndarray:
     """x, or a copy of it where its numbers do not lie at whole multiples of four bytes."""
-    return x if x.flags.aligned else np.ascontiguousarray(x)
+    return x if x.flags.aligned else x.copy()

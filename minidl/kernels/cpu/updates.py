@@ -87,5 +87,6 @@ def adam_update(w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, t: i
 
 
 def alike(*arrays: np.ndarray) -> bool:
-    """Whether these are float32 arrays of one shape, each contiguous."""
-    return all(x.dtype == np.float32 and x.flags.c_contiguous and x.flags.aligned and x.shape == arrays[0].shape for x in arrays)
+    """Whether these are float32 arrays of one shape, each contiguous, that may be written to."""
+    return all(x.dtype == np.float32 and x.shape == arrays[0].shape and x.flags.c_contiguous and x.flags.aligned and x.flags.writeable
+               for x in arrays)

@@ -9,7 +9,7 @@ with small constant matrices, so that over many tiles and channels the products 
 arXiv:1509.09308. The transforms add numbers of different size: rounding errors are about ten times those of the direct sum, some 1e-5
 of the largest output. Where that matters, algorithm="direct" does without.
 
-Images go through in strips as in convolution.py, each in scratch memory: transformed, multiplied by the register tile, transformed back.
+Images go through in strips (strips.py), each in scratch memory: transformed, multiplied by the register tile, transformed back.
 """
 
 from __future__ import annotations
@@ -292,7 +292,7 @@ def correlate_blocks(counter, pieces, scratch, plan, patches, layer, w, along_in
                                out, relu)
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=128)
 def plan_of(image: Images, size: Pair, padding: Pair, out: tuple[int, int, int], outputs: int,
             some: int = TILES) -> tuple[Plan, list[np.ndarray]]:
     """A plan, and the tables that it names.

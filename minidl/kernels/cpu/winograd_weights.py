@@ -198,7 +198,7 @@ def pair_up_blocks(counter, pieces, scratch, plan, more, patches, layer, gradien
                 write_filters(piece * BLOCK + first, plan, c, aside, aside + 36 * VECTOR, to)
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=128)
 def plans_of(image: Images, gy: Images, padding: Pair) -> tuple[Plan, Sums, list[np.ndarray]]:
     """Plans for `pair_up`, and the tables that they name."""
     plan, tables = plan_of(image, (gy.height, gy.width), padding, (0, 0, 0), gy.channels, TILES)
