@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,17 @@ def test_a_full_disk(tmp_path):
 
 
 @pytest.mark.process
+@pytest.mark.process
+def test_what_was_compiled_from_files_of_long_ago_is_cleared_away(tmp_path):
+    for name, days in (("of-today", 0), ("of-long-ago", 40)):
+        (tmp_path / "kernels" / name).mkdir(parents=True)
+        (tmp_path / "kernels" / name / "kernel.nbc").touch()
+        os.utime(tmp_path / "kernels" / name, (time.time() - days * 86400,) * 2)
+    ended(process(FEW, cache=tmp_path))
+    left = {path.name for path in (tmp_path / "kernels").iterdir()}
+    assert "of-today" in left and "of-long-ago" not in left and len(left) == 2
+
+
 @pytest.mark.process
 def test_files_that_were_cut_off_or_changed(tmp_path):
     assert ended(process(FEW, cache=tmp_path)).split() == ["0", "0"]

@@ -12,6 +12,8 @@ import functools
 import gc
 import hashlib
 import os
+import shutil
+import time
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +32,8 @@ if numba.config.DISABLE_JIT:
     raise ImportError("Numba is there, but NUMBA_DISABLE_JIT forbids it to compile")
 
 ALONE = 2**21           # multiply-adds, or numbers moved times four, that are done before another thread is under way
+
+KEPT = 30 * 86400       # seconds for which kernels that were compiled from other files stay on disk
 
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
 
@@ -65,7 +69,9 @@ class _Place:
         return place
 
     def ensure_cache_path(self) -> None:
-        os.makedirs(self.get_cache_path(), exist_ok=True)
+        if not os.path.isdir(self.get_cache_path()):
+            os.makedirs(self.get_cache_path(), exist_ok=True)
+            _clear_away(folder())
         if not os.access(self.get_cache_path(), os.W_OK | os.X_OK):
             raise PermissionError(self.get_cache_path())
 
@@ -77,6 +83,14 @@ class _Place:
 
     def get_disambiguator(self) -> str:
         return self.name
+
+
+def _clear_away(kept: Path) -> None:
+    """Remove what was compiled from files that have changed since, once nobody has written there for long."""
+    for path in kept.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > KEPT:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 class _Files(caching.CompileResultCacheImpl):
