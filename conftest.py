@@ -2,12 +2,16 @@
 
 import builtins
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "tests"))
+
+# examples in files that cannot be imported, or in functions that do nothing, without the extra fast
+collect_ignore_glob = ([] if find_spec("numba") else ["minidl/kernels/cpu/*"]) + ([] if find_spec("threadpoolctl") else ["minidl/pool.py"])
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -46,6 +47,7 @@ def train(options: SimpleNamespace) -> int:
         task.plan.append(("device", options.device + (f", {count} thread{'s' * (count != 1)}" if options.device == "cpu" else "")))
         if options.device == "cpu" and not kernels.compiled():
             notes.append(("kernels", "the reference in NumPy; several times faster with pip install 'minidl[fast]'"))
+            warnings.filterwarnings("ignore", "minidl would be several times faster")       # it has just been said
         task.notes += notes
         return only_test(options, task) if options.eval_only else run(options, task, config)
 

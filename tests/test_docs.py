@@ -17,6 +17,8 @@ def test_the_python_on_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.setattr(optimizer._kinds, "known", dict(optimizer._kinds.known))        # what a page registers stays on the page
     names = {"__name__": page.stem}
     text = page.read_text()
+    if "minidl.threads(" in text:
+        pytest.importorskip("threadpoolctl", reason="the page is about the extra fast")
     for block in re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         first = text.count("\n", 0, block.start(1))
         exec(compile("\n" * first + block.group(1), str(page), "exec"), names)      # the padding makes a traceback name the page's line
