@@ -14,7 +14,7 @@ import numpy as np
 
 from minidl.kernels.cpu.compiled import compiled, run, variant
 from minidl.kernels.cpu.plans import Images, Tap, address, correlation, is_alike, pairing, taps_of, ways_back
-from minidl.kernels.cpu.strips import ZEROS, aligned, bring, starts
+from minidl.kernels.cpu.strips import ZEROS, aligned, bring, starts, strip_of
 from minidl.kernels.cpu.vector import BLOCK, LANES, ROWS, clear, entry, number, put, take, tile
 from minidl.kernels.window import Pair, Window
 
@@ -62,8 +62,7 @@ def correlate(counter, pieces, scratch, plan, image, packed, start, out, relu):
         if piece >= pieces:
             return
         strip, chunk = piece // plan.chunks, piece % plan.chunks
-        first_image, first_row = strip // cut.bands * cut.images, strip % cut.bands * cut.rows
-        images, rows = min(cut.images, cut.image.n - first_image), min(cut.rows, cut.out_height - first_row)
+        first_image, first_row, images, rows = strip_of(cut, strip)
         count = images * rows * cut.out_width
         positions = plan.positions if images == cut.images and rows == cut.rows else plan.last_positions
         left = bring(cut, image, scratch, first_image, first_row, images)
@@ -101,8 +100,7 @@ def pair_up(counter, pieces, scratch, plan, image, gy, zeros, out):
         part, chunk = piece // plan.chunks, piece % plan.chunks
         first_strip = part * cut.strips // plan.parts
         for strip in range(first_strip, (part + 1) * cut.strips // plan.parts):
-            first_image, first_row = strip // cut.bands * cut.images, strip % cut.bands * cut.rows
-            images, rows = min(cut.images, cut.image.n - first_image), min(cut.rows, cut.out_height - first_row)
+            first_image, first_row, images, rows = strip_of(cut, strip)
             left = bring(cut, image, scratch, first_image, first_row, images)
             right = bring(plan.gy, gy, scratch + plan.beside, first_image, first_row, images)
             add = 0 if strip == first_strip else 1

@@ -50,6 +50,13 @@ def fill(to, room, image, first, rows, left, columns, height, width, channels, a
 
 
 @inlined
+def strip_of(cut, number):
+    """What a strip is made of: its first image and row of positions, and how many there are of either."""
+    first_image, first_row = number // cut.bands * cut.images, number % cut.bands * cut.rows
+    return first_image, first_row, min(cut.images, cut.image.n - first_image), min(cut.rows, cut.out_height - first_row)
+
+
+@inlined
 def bring(cut, image, scratch, first_image, first_row, images):
     """The address of a strip: of its copy in scratch memory, or of the image's own numbers where no copy is needed."""
     if not cut.copied:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minidl.kernels.cpu.compiled import compiled, inner, run
+from minidl.kernels.cpu.compiled import compiled, inlined, inner, run
 from minidl.kernels.cpu.lanes import load, splat, store, where
 from minidl.kernels.cpu.plans import STRIPS, Images, address
 from minidl.kernels.cpu.strips import ZEROS, aligned, fill, starts
@@ -122,6 +122,13 @@ def above(v):
 
 
 # Parts of the kernels
+
+
+@inlined
+def tiles_of(plan, strip):
+    """What a strip is made of: its first image and row of tiles, and how many there are of either."""
+    first_image, first = strip // plan.bands * plan.images, strip % plan.bands * plan.tile_rows
+    return first_image, first, min(plan.images, plan.image.n - first_image), min(plan.tile_rows, (plan.height + 3) // 4 - first)
 
 
 @inner
@@ -239,8 +246,7 @@ def correlate(counter, pieces, scratch, plan, source, filters, start, out, relu)
         piece = take(counter)
         if piece >= pieces:
             return
-        first_image, first = piece // plan.bands * plan.images, piece % plan.bands * plan.tile_rows
-        images, rows = min(plan.images, plan.image.n - first_image), min(plan.tile_rows, (plan.height + 3) // 4 - first)
+        first_image, first, images, rows = tiles_of(plan, piece)
         count = images * rows * plan.tile_columns
         transform_patches(plan, source, scratch, half_way, patches, layer, first_image, first, images, rows)
         for block in range(blocks):
@@ -262,8 +268,7 @@ def transform_images(counter, pieces, scratch, plan, source, to, layer):
         piece = take(counter)
         if piece >= pieces:
             return
-        first_image, first = piece // plan.bands * plan.images, piece % plan.bands * plan.tile_rows
-        images, rows = min(plan.images, plan.image.n - first_image), min(plan.tile_rows, (plan.height + 3) // 4 - first)
+        first_image, first, images, rows = tiles_of(plan, piece)
         before = (first_image * ((plan.height + 3) // 4) + first) * plan.tile_columns
         transform_patches(plan, source, scratch, scratch + plan.half_way, to + before * plan.room * 4, layer, first_image, first, images,
                           rows)

@@ -17,7 +17,7 @@ from minidl.kernels.cpu.lanes import load, splat, store
 from minidl.kernels.cpu.plans import Images, address
 from minidl.kernels.cpu.strips import aligned, fill
 from minidl.kernels.cpu.vector import BLOCK, LANES, ROWS, number, put, take, tile
-from minidl.kernels.cpu.winograd import VECTOR, Plan, plan_of, six, transform_patches, transformed
+from minidl.kernels.cpu.winograd import VECTOR, Plan, plan_of, six, tiles_of, transform_patches, transformed
 from minidl.kernels.window import Pair
 
 TILES = 96              # tiles of a strip, about: more than forward, because each strip reads and writes all sums
@@ -115,9 +115,7 @@ def pair_up(counter, pieces, scratch, plan, more, source, gy, sums):
         part, chunk = piece // more.chunks, piece % more.chunks
         first_strip = part * plan.strips // more.parts
         for number_of_strip in range(first_strip, (part + 1) * plan.strips // more.parts):
-            first_image, first = number_of_strip // plan.bands * plan.images, number_of_strip % plan.bands * plan.tile_rows
-            images = min(plan.images, plan.image.n - first_image)
-            rows = min(plan.tile_rows, (plan.height + 3) // 4 - first)
+            first_image, first, images, rows = tiles_of(plan, number_of_strip)
             count = images * rows * plan.tile_columns
             transform_patches(plan, source, scratch, half_way, scratch + plan.patches, layer, first_image, first, images, rows)
             transform_gradients(plan, more, gy, strip, half_way, gradients, out_layer, first_image, first, images, rows)
@@ -164,8 +162,7 @@ def transform_all_gradients(counter, pieces, scratch, plan, more, gy, to, layer)
         piece = take(counter)
         if piece >= pieces:
             return
-        first_image, first = piece // plan.bands * plan.images, piece % plan.bands * plan.tile_rows
-        images, rows = min(plan.images, plan.image.n - first_image), min(plan.tile_rows, (plan.height + 3) // 4 - first)
+        first_image, first, images, rows = tiles_of(plan, piece)
         before = (first_image * ((plan.height + 3) // 4) + first) * plan.tile_columns
         transform_gradients(plan, more, gy, scratch + more.strip, scratch + plan.half_way, to + before * plan.out_room * 4, layer,
                             first_image, first, images, rows)
