@@ -74,7 +74,7 @@ class Sequential(Module):
 def _does_both(layer: Module, following: Module | None) -> bool:
     """Whether a layer can do the activation that follows it in the same pass: nobody has asked to see what lies between them.
 
-    On a small VGG that takes a tenth of a training step and a quarter of inference off.
+    On a small VGG that takes 5 % (one thread) to 11 % (two) of a training step off, and 7 % to 26 % of inference.
     """
     return (type(following) in ACTIVATIONS and type(layer) in FUSING and layer.activation is None      # type: ignore[attr-defined]
             and not any(each._hooks or "forward" in vars(each) for each in (layer, following)))     # type: ignore[union-attr]

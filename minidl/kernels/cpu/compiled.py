@@ -162,7 +162,7 @@ def run(kernel: Any, pieces: int, work: float, room: int, *arguments: Any) -> No
 
 @contextlib.contextmanager
 def _without_collector() -> Iterator[None]:
-    """While a kernel is compiled: a compiler makes many objects, and looking through them again and again takes an eighth of its time."""
+    """While a kernel is compiled: a compiler makes many objects, and to look through them again and again takes time."""
     running = gc.isenabled()
     gc.disable()
     try:

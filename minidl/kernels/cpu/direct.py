@@ -12,8 +12,8 @@ import functools
 
 import numpy as np
 
-from minidl.kernels.cpu.compiled import compiled, run, variant
-from minidl.kernels.cpu.plans import Images, Tap, address, correlation, is_alike, pairing, taps_of, ways_back
+from minidl.kernels.cpu.compiled import address, compiled, run, variant
+from minidl.kernels.cpu.plans import Images, Tap, correlation, is_alike, pairing, taps_of, ways_back
 from minidl.kernels.cpu.strips import ZEROS, aligned, bring, starts, strip_of
 from minidl.kernels.cpu.vector import BLOCK, LANES, ROWS, clear, entry, number, put, take, tile
 from minidl.kernels.window import Pair, Window
@@ -75,10 +75,10 @@ def correlate(counter, pieces, scratch, plan, image, packed, start, out, relu):
             for t in range(0, count, ROWS):
                 rows_of_tile = positions + t * 8
                 if columns > LANES:
-                    TWO(at_left, rows_of_tile, right, plan.runs, plan.left_offsets, plan.right_offsets, plan.length, plan.left_step,
+                    TWO(at_left, rows_of_tile, right, plan.runs, plan.left_offsets, plan.right_offsets, plan.length, 4,
                         BLOCK * 4, begin, at, rows_of_tile + plan.places, columns, 0, relu)
                 else:
-                    ONE(at_left, rows_of_tile, right, plan.runs, plan.left_offsets, plan.right_offsets, plan.length, plan.left_step,
+                    ONE(at_left, rows_of_tile, right, plan.runs, plan.left_offsets, plan.right_offsets, plan.length, 4,
                         BLOCK * 4, begin, at, rows_of_tile + plan.places, columns, 0, relu)
 
 

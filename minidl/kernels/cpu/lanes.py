@@ -21,7 +21,7 @@ from numba import types
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import lower_builtin, models, register_model
 
-from minidl.kernels.cpu.vector import BYTE, FLOAT, INT, LANES, SHORT, _llvm, _splat
+from minidl.kernels.cpu.vector import BYTE, FLOAT, INT, LANES, SHORT, llvm, repeated
 
 WIDE = 4 * LANES
 CONTRACT = ("contract", "nsz")                  # a * b + c may be one instruction, as everywhere in kernels
@@ -136,8 +136,8 @@ def _load(kind: ir.VectorType) -> Callable[..., Any]:
             with whole:
                 every, from_whole = b.load(pointer, align=align.constant), b.block
             with part:
-                function = _llvm(b, f"masked.load.{_name(kind)}.p0", kind, [kind.as_pointer(), SHORT, mask, kind])
-                some = b.call(function, [pointer, align, _first(b, count, kind.count), ir.Constant(kind, [0] * kind.count)])
+                function = llvm(b, f"masked.load.{_name(kind)}.p0", kind, [kind.as_pointer(), SHORT, mask, kind])
+                some = b.call(function, [pointer, align, first_lanes(b, count, kind.count), ir.Constant(kind, [0] * kind.count)])
                 from_part = b.block
         found = b.phi(kind)
         found.add_incoming(every, from_whole)
@@ -153,14 +153,14 @@ def _store(b: ir.IRBuilder, address: Any, count: Any, value: Any) -> None:
         with whole:
             b.store(value, pointer, align=align.constant)
         with part:
-            function = _llvm(b, f"masked.store.{_name(kind)}.p0", ir.VoidType(), [kind, kind.as_pointer(), SHORT, mask])
-            b.call(function, [value, pointer, align, _first(b, count, kind.count)])
+            function = llvm(b, f"masked.store.{_name(kind)}.p0", ir.VoidType(), [kind, kind.as_pointer(), SHORT, mask])
+            b.call(function, [value, pointer, align, first_lanes(b, count, kind.count)])
 
 
-def _first(b: ir.IRBuilder, count: Any, lanes: int = LANES) -> Any:
+def first_lanes(b: ir.IRBuilder, count: Any, lanes: int = LANES) -> Any:
     few = b.trunc(b.select(b.icmp_signed("<", count, INT(lanes)), count, INT(lanes)), SHORT)
     kind = ir.VectorType(SHORT, lanes)
-    return b.icmp_signed("<", ir.Constant(kind, list(range(lanes))), _splat(b, few, kind))
+    return b.icmp_signed("<", ir.Constant(kind, list(range(lanes))), repeated(b, few, kind))
 
 
 def _mask(lanes: int) -> ir.VectorType:
@@ -201,17 +201,17 @@ for vector, mask in ((VECTOR, MASK), (Vector(WIDE), Mask(WIDE))):
     _means(operator.or_, mask, (mask, mask), lambda b, x, y: b.or_(x, y))
     _means(operator.invert, mask, (mask,), lambda b, x: b.not_(x))
     _means(where, vector, (mask, vector, vector), lambda b, chosen, x, y: b.select(chosen, x, y))
-    _means(root, vector, (vector,), lambda b, x: b.call(_llvm(b, f"sqrt.{_name(x.type)}", x.type, [x.type]), [x]))
+    _means(root, vector, (vector,), lambda b, x: b.call(llvm(b, f"sqrt.{_name(x.type)}", x.type, [x.type]), [x]))
     _means(total, types.float32, (vector,), _total)
     _means(store, types.void, (PLACE, PLACE, vector), _store)
     _means(splat if vector is VECTOR else splat_wide, vector, (types.float32,),
-           lambda b, number, kind=vector.llvm: _splat(b, number, kind))
+           lambda b, number, kind=vector.llvm: repeated(b, number, kind))
     _means(load if vector is VECTOR else load_wide, vector, (PLACE, PLACE), _load(vector.llvm))
 
 _means(load_bytes, VECTOR, (PLACE, PLACE), lambda b, address, count: b.uitofp(_load(BYTES)(b, address, count), VECTOR.llvm))
 _means(store_bytes, types.void, (PLACE, PLACE, VECTOR),
        lambda b, address, count, x: _store(b, address, count, b.trunc(b.fptosi(x, SHORTS), BYTES)))
-_means(first, MASK, (PLACE,), _first)
-_means(first_wide, Mask(WIDE), (PLACE,), lambda b, count: _first(b, count, WIDE))
-_means(greatest, types.float32, (VECTOR,), lambda b, x: b.call(_llvm(b, f"vector.reduce.fmax.{_name(x.type)}", FLOAT, [x.type]), [x]))
+_means(first, MASK, (PLACE,), first_lanes)
+_means(first_wide, Mask(WIDE), (PLACE,), lambda b, count: first_lanes(b, count, WIDE))
+_means(greatest, types.float32, (VECTOR,), lambda b, x: b.call(llvm(b, f"vector.reduce.fmax.{_name(x.type)}", FLOAT, [x.type]), [x]))
 _means(power, VECTOR, (VECTOR,), _power)

@@ -77,7 +77,7 @@ def tile(vectors: int, lanewise: bool = False) -> Any:
         def code(context: Any, b: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
             (left, rows, right, count, left_offsets, right_offsets, length, left_step, right_step,
              start, out, places, columns, add, relu) = arguments
-            inside = [_first(b, b.sub(columns, INT(j * LANES))) for j in range(vectors)]
+            inside = [first_lanes(b, b.sub(columns, INT(j * LANES))) for j in range(vectors)]
             sums = {at: cgutils.alloca_once(b, VECTOR) for at in grid}         # LLVM makes registers of these
             offsets = [_entry(b, rows, INT(i)) for i in range(ROWS)]
             at_out = [b.add(out, _entry(b, places, INT(i))) for i in range(ROWS)]
@@ -99,12 +99,12 @@ def tile(vectors: int, lanewise: bool = False) -> Any:
                     for i in range(ROWS):
                         place = b.add(moving, offsets[i])
                         if not lanewise:
-                            same = _splat(b, _load(b, place, FLOAT), VECTOR)
+                            same = repeated(b, _load(b, place, FLOAT), VECTOR)
                         for j in range(vectors):
                             factor = _load(b, _vector(b, place, j), VECTOR) if lanewise else same
                             b.store(_multiply_add(b, factor, factors[j], b.load(sums[i, j])), sums[i, j])
 
-            cut = _splat(b, b.icmp_signed("!=", relu, INT(0)), MASK)
+            cut = repeated(b, b.icmp_signed("!=", relu, INT(0)), MASK)
             zeros = ir.Constant(VECTOR, [0.0] * LANES)
             for i, j in grid:
                 value = b.load(sums[i, j])
@@ -170,37 +170,37 @@ def _load(b: ir.IRBuilder, address: Any, kind: ir.Type, align: int = 4) -> Any:
     return b.load(b.inttoptr(address, kind.as_pointer()), align=align)
 
 
-def _splat(b: ir.IRBuilder, number: Any, kind: ir.VectorType) -> Any:
+def repeated(b: ir.IRBuilder, number: Any, kind: ir.VectorType) -> Any:
     """A vector of the same number everywhere."""
     one = b.insert_element(ir.Constant(kind, ir.Undefined), number, SHORT(0))
     return b.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(ir.VectorType(SHORT, kind.count), [0] * kind.count))
 
 
-def _first(b: ir.IRBuilder, count: Any) -> Any:
+def first_lanes(b: ir.IRBuilder, count: Any) -> Any:
     """A mask that is true for the first `count` lanes."""
     lanes = ir.VectorType(INT, LANES)
-    return b.icmp_signed("<", ir.Constant(lanes, list(range(LANES))), _splat(b, count, lanes))
+    return b.icmp_signed("<", ir.Constant(lanes, list(range(LANES))), repeated(b, count, lanes))
 
 
 def _load_first(b: ir.IRBuilder, address: Any, mask: Any) -> Any:
     """The lanes of a mask, and zeros elsewhere; no other memory is touched."""
     pointer = b.inttoptr(address, VECTOR.as_pointer())
-    function = _llvm(b, f"masked.load.v{LANES}f32.p0", VECTOR, [VECTOR.as_pointer(), SHORT, MASK, VECTOR])
+    function = llvm(b, f"masked.load.v{LANES}f32.p0", VECTOR, [VECTOR.as_pointer(), SHORT, MASK, VECTOR])
     return b.call(function, [pointer, SHORT(4), mask, ir.Constant(VECTOR, [0.0] * LANES)])
 
 
 def _store_first(b: ir.IRBuilder, value: Any, address: Any, mask: Any) -> None:
     pointer = b.inttoptr(address, VECTOR.as_pointer())
-    function = _llvm(b, f"masked.store.v{LANES}f32.p0", ir.VoidType(), [VECTOR, VECTOR.as_pointer(), SHORT, MASK])
+    function = llvm(b, f"masked.store.v{LANES}f32.p0", ir.VoidType(), [VECTOR, VECTOR.as_pointer(), SHORT, MASK])
     b.call(function, [value, pointer, SHORT(4), mask])
 
 
 def _multiply_add(b: ir.IRBuilder, x: Any, y: Any, z: Any) -> Any:
     """x y + z, in one instruction where the CPU has it."""
-    return b.call(_llvm(b, f"fmuladd.v{LANES}f32", VECTOR, [VECTOR] * 3), [x, y, z])
+    return b.call(llvm(b, f"fmuladd.v{LANES}f32", VECTOR, [VECTOR] * 3), [x, y, z])
 
 
-def _llvm(b: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.Type]) -> Any:
+def llvm(b: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.Type]) -> Any:
     return cgutils.get_or_insert_function(b.module, ir.FunctionType(result, arguments), "llvm." + name)
 
 
@@ -222,7 +222,7 @@ def copy(context: Any, to: Any, source: Any, count: Any) -> Any:
     def code(context: Any, b: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         to, source, count = arguments
         pointer = BYTE.as_pointer()
-        function = _llvm(b, "memcpy.p0.p0.i64", ir.VoidType(), [pointer, pointer, INT, ir.IntType(1)])
+        function = llvm(b, "memcpy.p0.p0.i64", ir.VoidType(), [pointer, pointer, INT, ir.IntType(1)])
         b.call(function, [b.inttoptr(to, pointer), b.inttoptr(source, pointer), count, ir.IntType(1)(0)])
         return context.get_dummy_value()
 
@@ -234,7 +234,7 @@ def clear(context: Any, to: Any, count: Any) -> Any:
     """Set `count` bytes to zero."""
     def code(context: Any, b: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         to, count = arguments
-        function = _llvm(b, "memset.p0.i64", ir.VoidType(), [BYTE.as_pointer(), BYTE, INT, ir.IntType(1)])
+        function = llvm(b, "memset.p0.i64", ir.VoidType(), [BYTE.as_pointer(), BYTE, INT, ir.IntType(1)])
         b.call(function, [b.inttoptr(to, BYTE.as_pointer()), BYTE(0), count, ir.IntType(1)(0)])
         return context.get_dummy_value()
 
@@ -270,9 +270,9 @@ def glance(context: Any, address: Any) -> Any:
     def code(context: Any, b: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         found = b.load_atomic(b.inttoptr(arguments[0], INT.as_pointer()), "monotonic", 8)
         if platform.machine() in ("x86_64", "AMD64"):
-            b.call(_llvm(b, "x86.sse2.pause", ir.VoidType(), []), [])
+            b.call(llvm(b, "x86.sse2.pause", ir.VoidType(), []), [])
         elif platform.machine() in ("aarch64", "arm64"):
-            b.call(_llvm(b, "aarch64.hint", ir.VoidType(), [SHORT]), [SHORT(1)])
+            b.call(llvm(b, "aarch64.hint", ir.VoidType(), [SHORT]), [SHORT(1)])
         return found
 
     return types.int64(types.int64), code

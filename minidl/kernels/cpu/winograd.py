@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minidl.kernels.cpu.compiled import compiled, inlined, inner, run
+from minidl.kernels.cpu.compiled import address, compiled, inlined, inner, run
 from minidl.kernels.cpu.lanes import load, splat, store, where
-from minidl.kernels.cpu.plans import STRIPS, Images, address
+from minidl.kernels.cpu.plans import STRIPS, Images
 from minidl.kernels.cpu.strips import ZEROS, aligned, fill, starts
 from minidl.kernels.cpu.vector import BLOCK, LANES, ROWS, clear, number, put, take, tile
 from minidl.kernels.window import Pair
@@ -84,19 +84,25 @@ def expand(at, step, to, to_step):
 
 
 @inner
-def evaluate(at, step, to, to_step):
-    """G g: from the three numbers of a filter's row or column, as coefficients, to the values of a polynomial."""
-    g0, g1, g2 = load(at, LANES), load(at + step, LANES), load(at + 2 * step, LANES)
-    half, sixth = splat(np.float32(0.5)), splat(np.float32(1 / 6))
+def evaluate(g0, g1, g2, g3, last, to, to_step):
+    """G g: from the coefficients of a polynomial to its values at the points. last: the highest coefficient, its value at infinity."""
+    half, sixth, four = splat(np.float32(0.5)), splat(np.float32(1 / 6)), splat(np.float32(4))
     quarter = g0 * half * half
-    ends, middle = (g0 + g2) * sixth, g1 * sixth
-    outer, twice = (quarter + g2) * sixth, middle * half
+    ends, middle = (g0 + g2) * sixth, (g1 + g3) * sixth
+    outer, twice = (quarter + g2) * sixth, (g1 + four * g3) * half * sixth
     store(to, LANES, quarter)
     store(to + to_step, LANES, splat(np.float32(0)) - ends - middle)
     store(to + 2 * to_step, LANES, middle - ends)
     store(to + 3 * to_step, LANES, outer + twice)
     store(to + 4 * to_step, LANES, outer - twice)
-    store(to + 5 * to_step, LANES, g2)
+    store(to + 5 * to_step, LANES, last)
+
+
+@inner
+def evaluate_filter(at, step, to, to_step):
+    """The three numbers of a filter's row or column at the points."""
+    g2 = load(at + 2 * step, LANES)
+    evaluate(load(at, LANES), load(at + step, LANES), g2, splat(np.float32(0)), g2, to, to_step)
 
 
 @inner
@@ -146,9 +152,9 @@ def transform_filters_of(block, some, end, w, inputs, outputs, along_input, alon
                 put(scratch + (t * BLOCK + j) * 4, number(source + t * step))
         for part in range(0, BLOCK, LANES):
             for x in range(3):
-                evaluate(scratch + (x * BLOCK + part) * 4, 3 * BLOCK * 4, half_way + x * VECTOR, 3 * VECTOR)
+                evaluate_filter(scratch + (x * BLOCK + part) * 4, 3 * BLOCK * 4, half_way + x * VECTOR, 3 * VECTOR)
             for y in range(6):
-                evaluate(half_way + y * 3 * VECTOR, VECTOR, to + y * 6 * matrix + (c * BLOCK + part) * 4, matrix)
+                evaluate_filter(half_way + y * 3 * VECTOR, VECTOR, to + y * 6 * matrix + (c * BLOCK + part) * 4, matrix)
 
 
 @inner

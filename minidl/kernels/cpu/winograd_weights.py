@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minidl.kernels.cpu.compiled import compiled, inner, run
+from minidl.kernels.cpu.compiled import address, compiled, inner, run
 from minidl.kernels.cpu.lanes import load, splat, store
-from minidl.kernels.cpu.plans import Images, address
+from minidl.kernels.cpu.plans import Images
 from minidl.kernels.cpu.strips import aligned, fill
 from minidl.kernels.cpu.vector import BLOCK, LANES, ROWS, number, put, take, tile
-from minidl.kernels.cpu.winograd import VECTOR, Plan, plan_of, six, tiles_of, transform_patches, transformed
+from minidl.kernels.cpu.winograd import VECTOR, Plan, evaluate, plan_of, six, tiles_of, transform_patches, transformed
 from minidl.kernels.window import Pair
 
 TILES = 96              # tiles of a strip, about: more than forward, because each strip reads and writes all sums
@@ -41,19 +41,10 @@ class Sums(NamedTuple):
 
 
 @inner
-def evaluate(at, step, to, to_step):
-    """G g: from the four gradients of a tile's row or column, as coefficients, to the values of a polynomial."""
-    g0, g1, g2, g3 = load(at, LANES), load(at + step, LANES), load(at + 2 * step, LANES), load(at + 3 * step, LANES)
-    half, sixth, four = splat(np.float32(0.5)), splat(np.float32(1 / 6)), splat(np.float32(4))
-    quarter = g0 * half * half
-    ends, middle = (g0 + g2) * sixth, (g1 + g3) * sixth
-    outer, twice = (quarter + g2) * sixth, (g1 + four * g3) * half * sixth
-    store(to, LANES, quarter)
-    store(to + to_step, LANES, splat(np.float32(0)) - ends - middle)
-    store(to + 2 * to_step, LANES, middle - ends)
-    store(to + 3 * to_step, LANES, outer + twice)
-    store(to + 4 * to_step, LANES, outer - twice)
-    store(to + 5 * to_step, LANES, g3)
+def evaluate_gradients(at, step, to, to_step):
+    """The four gradients of a tile's row or column at the points."""
+    g3 = load(at + 3 * step, LANES)
+    evaluate(load(at, LANES), load(at + step, LANES), load(at + 2 * step, LANES), g3, g3, to, to_step)
 
 
 @inner
@@ -78,9 +69,9 @@ def transform_gradients(plan, more, gy, strip, half_way, to, layer, first_image,
         corner = strip + t // plan.tile_columns * 4 * line + t % plan.tile_columns * 4 * pixel
         for c in range(0, pixel, VECTOR):
             for column in range(4):
-                evaluate(corner + column * pixel + c, line, half_way + column * VECTOR, 4 * VECTOR)
+                evaluate_gradients(corner + column * pixel + c, line, half_way + column * VECTOR, 4 * VECTOR)
             for row in range(6):
-                evaluate(half_way + row * 4 * VECTOR, VECTOR, to + t * pixel + row * 6 * layer + c, layer)
+                evaluate_gradients(half_way + row * 4 * VECTOR, VECTOR, to + t * pixel + row * 6 * layer + c, layer)
 
 
 @inner
