@@ -41,7 +41,7 @@ def backward(loss: Tensor, grad: Any = None, create_graph: bool = False, retain_
     edge, seed = _edge(loss, "backward"), _seed(loss, grad, "backward")
     observers = _wanting(edge)
     for observer in observers:
-        observer.before_backward(loss)
+        observer.before_backward(loss, seed.data if isinstance(seed, Tensor) else seed)
     Walk(create_graph=create_graph, retain=retain_graph, observers=observers).run([(edge, seed)])
 
 
@@ -89,12 +89,13 @@ def hvp(loss: Tensor, params: Tensor | Sequence[Tensor], vectors: Any) -> tuple[
     return tuple(make(backend.of(p.data).zeros_like(p.data)) if h is None else h for p, h in zip(params, seconds))
 
 
-def observe(start: Tensor, seed: Array, observers: Sequence[Observer]) -> None:
-    """Walk back from any Tensor with any seed, only to show layers to observers: no `.grad`, no hook, and the graph stays whole.
+def observe(starts: Tensor | Sequence[Tensor], seeds: Array | Sequence[Array], observers: Sequence[Observer]) -> None:
+    """Walk back from any Tensors with any seeds, only to show layers to observers: no `.grad`, no hook, and the graph stays whole.
 
-    start: a Tensor in the graph, for example the logits under a loss. seed: the gradient there, of its shape.
+    starts: a Tensor in the graph, for example the logits under a loss, or several. seeds: the gradient at each, of its shape.
     """
-    Walk(retain=True, observers=observers, observe_only=True).run([(_edge(start, "observe"), _seed(start, seed, "observe"))])
+    pairs = zip(_sequence(starts), _sequence(seeds), strict=True)
+    Walk(retain=True, observers=observers, observe_only=True).run([(_edge(y, "observe"), _seed(y, gy, "observe")) for y, gy in pairs])
 
 
 def no_grad(function: Callable | None = None) -> Any:

@@ -41,8 +41,8 @@ class Observer(Protocol):
     def wants(self) -> bool:
         """Whether to take part in the backward pass that is about to start."""
 
-    def before_backward(self, loss: Tensor) -> None:
-        """Called once, before the ordinary pass."""
+    def before_backward(self, loss: Tensor, seed: Array) -> None:
+        """Called once, before the ordinary pass, with the Tensor that it starts from and the gradient there: 1, or what was given."""
 
     def see(self, x: Array, gy: Array, op: Node) -> None:
         """The layer's input x, the gradient gy at its output (before a fused activation), and its Node.

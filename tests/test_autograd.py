@@ -773,7 +773,7 @@ class Watcher:
         self.asked += 1
         return self.wanting
 
-    def before_backward(self, loss):
+    def before_backward(self, loss, seed):
         if self.before is not None:
             self.before(self, loss)
 

@@ -191,7 +191,7 @@ class TestWhatALearnerKeepsIsLeftAlone:
             def wants(self):
                 return True
 
-            def before_backward(self, loss):
+            def before_backward(self, loss, seed):
                 pass
 
             def see(self, x, gy, op):

@@ -1,8 +1,9 @@
 """Losses: one number that says how far the outputs are from what they should be.
 
 Each loss is the negative log-likelihood of a distribution that the model predicts, and its node knows which: softmax cross-entropy
-a categorical one, binary cross-entropy Bernoulli ones, the squared error a Gaussian of unit variance. `distribution(loss)` tells;
-natural-gradient methods ask. Labels and reductions are checked here, at the edge.
+a categorical one, binary cross-entropy Bernoulli ones, the squared error a Gaussian of unit variance. `distribution(loss)` and
+`distributions(total)` tell; natural-gradient methods ask. What can be done with a distribution is in likelihood.py. Labels and
+reductions are checked here, at the edge.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minidl import backend, kernels
+from minidl.backend import Array
 from minidl.errors import ArgumentError, DtypeError, LabelError, ShapeError
 from minidl.functions.activation import sigmoid, softmax
 from minidl.functions.shape import broadcast_to, check_arrays
 from minidl.functions.steps import by_kernel
-from minidl.graph import Function
+from minidl.graph import Function, Node
 from minidl.tensor import Tensor
+from minidl.walk import Walk
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -29,17 +32,22 @@ class Distribution:
 
     kind: "categorical" (softmax of the logits over axis 1), "bernoulli" (sigmoid of each logit) or "gaussian" (mean the logits,
     variance 1). logits: the Tensor in the graph that the loss was computed from. scale: the weight of one example in the loss.
+    unit: the weight that an example has in a mean over the examples, where the loss is a mean: 1 for class ids, 1 / D where it is a mean
+    over D numbers of each example too, and twice that for the squared error, (x - t)^2 being twice the Gaussian's -log p. Where it is
+    a sum, 1, or 2 for the squared error.
     """
 
     kind: str
     logits: Tensor
     scale: float
+    unit: float
 
 
 class Loss(Function):
     """What all losses share: the reduction of many losses to one, and the gradient of that."""
 
     kind: ClassVar[str]
+    factor: ClassVar[int] = 1               # the loss is so many times -log p
     reduction: str
 
     def reduced(self, losses):
@@ -99,6 +107,7 @@ class SoftmaxCrossEntropy(Loss):
 class SquaredError(Loss):
     name = "mse"
     kind = "gaussian"
+    factor = 2
 
     def forward(self, x, target):
         d = x - target
@@ -204,14 +213,43 @@ def distribution(loss: Tensor) -> Distribution | None:
 
     loss: what a function of this file gave, before its backward pass has freed it.
     """
-    node = loss.node if isinstance(loss, Tensor) else None
-    function = node.function if node is not None else None
-    if node is None or not isinstance(function, Loss):
+    return _told(loss.node) if isinstance(loss, Tensor) and loss.node is not None else None
+
+
+def distributions(total: Tensor, seed: Array) -> list[tuple[Distribution, Array]]:
+    """The distributions of all losses of this file that went into a total, each with the gradient of the total by the loss's value.
+
+    total: a loss, or what was computed from losses: a sum of two of them, a mean of unreduced ones, a multiple. seed: the gradient by
+    the total. The graph stays as it is. A list without entries if there is no such loss.
+    """
+    if total.node is None:
+        return []
+    found: list[tuple[Node, Distribution]] = []
+    todo, seen = [total.node], {total.node}
+    while todo:
+        node = todo.pop()
+        told = _told(node)
+        if told is not None:
+            found.append((node, told))
+            continue
+        inner = [edge[0] for edge in node.edges if type(edge) is tuple and edge[0] not in seen]
+        seen.update(inner)
+        todo += inner
+    found.sort(key=lambda pair: pair[0].order)
+    if [node for node, _ in found] == [total.node]:
+        return [(found[0][1], seed)]
+    walk = Walk(retain=True, only=[(node, 0) for node, _ in found])
+    walk.run([((total.node, total.index), seed)])
+    return [(told, walk.found[node, 0]) for node, told in found if (node, 0) in walk.found]
+
+
+def _told(node: Node) -> Distribution | None:
+    function = node.function
+    logits = node.argument("x") if isinstance(function, Loss) else None
+    if logits is None:
         return None
-    logits = node.argument("x")
-    # (x - t)^2 is twice the Gaussian's -log p
-    scale = function.scale * (2 if isinstance(function, SquaredError) else 1)
-    return None if logits is None else Distribution(function.kind, logits, scale)
+    scale = function.scale * function.factor
+    return Distribution(function.kind, logits, scale, scale * (len(logits) if function.reduction == "mean" else 1))
 
 
 def _beside(x: Any, target: Any, operation: str) -> Any:

@@ -155,7 +155,7 @@ class TestWhatDistributionTells:
 
         class Observer:
             wants = staticmethod(lambda: True)
-            before_backward = staticmethod(lambda loss: None)
+            before_backward = staticmethod(lambda loss, seed: None)
             see = staticmethod(lambda x, gy, op: seen.append(gy))
         observer = Observer()
         w.register_observer(observer)

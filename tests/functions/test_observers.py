@@ -28,7 +28,7 @@ class Moments:
     def wants(self):
         return True
 
-    def before_backward(self, loss):
+    def before_backward(self, loss, seed):
         if self.draw is not None:
             told = F.distribution(loss)
             self.seed = self.draw(told)
