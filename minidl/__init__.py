@@ -4,6 +4,7 @@
     functions       what is computed, with its gradient minidl.functions
     nn, models      functions with parameters           minidl.nn.Affine, minidl.models.create("lenet")
     optim, data     how and from what it learns         minidl.optim.SGD, minidl.data.load("digits")
+    curvature       the Fisher matrix, and its products     minidl.fisher
     loop            fit and evaluate: the training loop     minidl.loop.fit
     testing         gradients held against numbers          minidl.testing.gradcheck
     threads         how many work at a time                 with minidl.threads(4): ...
@@ -12,9 +13,10 @@
 
 from minidl import data, functions, models, nn, optim
 from minidl.autograd import Function, Observer, check_numerics, check_saved, grad, hvp, no_grad
+from minidl.curvature import fisher, fisher_product, ggn_product
 from minidl.pool import threads
 from minidl.tensor import Tensor
 
 __version__ = "0.1.0"
-__all__ = ["Function", "Observer", "Tensor", "check_numerics", "check_saved", "data", "functions", "grad", "hvp", "models", "nn", "no_grad",
-           "optim", "threads"]
+__all__ = ["Function", "Observer", "Tensor", "check_numerics", "check_saved", "data", "fisher", "fisher_product", "functions",
+           "ggn_product", "grad", "hvp", "models", "nn", "no_grad", "optim", "threads"]
