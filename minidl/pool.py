@@ -52,6 +52,7 @@ def threads(count: int | None = None) -> Iterator[int]:
 
 
 _limit: list[Any] = []                                      # one entry for each block that is open; the first one restores
+_later: list[Any] = []                                      # of libraries that were loaded within
 _limiting = threading.Lock()
 
 
@@ -70,7 +71,18 @@ def _blas_on_one_thread() -> Iterator[None]:
         with _limiting:
             last = _limit.pop()
             if not _limit:
+                while _later:
+                    _later.pop().restore_original_limits()
                 last.restore_original_limits()
+
+
+def loaded() -> None:
+    """To be called when another linear algebra library has just been loaded: inside a `threads` block it is held to one thread too."""
+    with _limiting:
+        if _limit:
+            from threadpoolctl import threadpool_limits
+
+            _later.append(threadpool_limits(1))
 
 
 def usable() -> int:

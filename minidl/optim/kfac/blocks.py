@@ -1,0 +1,201 @@
+"""Block: the part of the Fisher matrix that belongs to one layer's parameters, and what all kinds of blocks have in common.
+
+A block is shown inputs and gradients of its layer (`collect`), takes sums over them into running averages (`absorb`), makes from these
+what it needs to divide by (`renew`), and turns gradients into directions (`directions`). What is between the last two differs from
+kind to kind: Kronecker factors in kronecker.py, single units in units.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from minidl import backend
+from minidl.backend import Array
+from minidl.graph import Node
+from minidl.optim.kfac.averages import Average, Timing
+from minidl.optim.kfac.inverses import Report
+
+Gradients = dict[str, Array]                    # by role: "w", "b", "gamma", "beta"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a KFAC was told that its blocks must know."""
+
+    inversion: str
+    sharing: str
+    timing: Timing
+    report: Report
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a backward pass is to the blocks that it shows things to.
+
+    examples: in the minibatch; None if only each layer's own first axis is known, and the loss is taken to be a mean over it. gain: what
+    a gradient is to be multiplied by to be an example's own. inputs, gradients: which of the two are to be taken in: of several passes
+    over one graph, the inputs only once.
+    """
+
+    examples: int | None = None
+    gain: float = 1.0
+    inputs: bool = True
+    gradients: bool = True
+
+
+class Block:
+    """The base of all kinds. paths: of its parameters, by role. options: what the kind must know of the layer."""
+
+    kind: ClassVar[str]
+    roles: ClassVar[tuple[str, ...]]
+    factors: ClassVar[tuple[str, ...]]          # the names of its averages
+
+    def __init__(self, paths: dict[str, str], options: dict[str, Any], settings: Settings):
+        self.paths, self.options, self.settings = paths, options, settings
+        self.averages = {name: Average() for name in self.factors}
+        self.damping: float | None = None       # that what it divides by was made with
+        self.changed = True                     # whether averages have changed since
+        self.clear()
+
+    @classmethod
+    def read(cls, op: Node) -> dict[str, Any]:
+        """What a block of this kind must know of a call of its layer."""
+        return {}
+
+    @property
+    def name(self) -> str:
+        """For reports: the path of its first parameter."""
+        return next(iter(self.paths.values()))
+
+    # Statistics
+
+    def clear(self) -> None:
+        """Forget what was collected and not yet absorbed."""
+        self.sums: dict[str, Any] = {}
+        self.examples: int = 0
+        self.rows: int = 0                      # positions at which the layer was applied, over all examples
+        self.latest: Pass | None = None
+
+    def due(self, name: str, step: int) -> bool:
+        """Whether an average is to be renewed at this step."""
+        return self.averages[name].due(step, self.settings.timing)
+
+    def collect(self, x: Array, gy: Array, op: Node, shown: Pass, step: int) -> None:
+        """Take in a layer's input and the gradient at its output."""
+        own = len(gy)
+        if shown.inputs and shown is not self.latest:               # a layer used twice in a graph has not twice as many examples
+            self.examples += own if shown.examples is None else shown.examples
+            self.latest = shown
+        gain = shown.gain * (own if shown.examples is None else 1)
+        x, gy = wide(x), wide(gy)
+        self.observe(x, gy if gain == 1 or not shown.gradients else gy * gain, op, shown, step)
+
+    def observe(self, x: Array, gy: Array, op: Node, shown: Pass, step: int) -> None:
+        """Add to the sums: every kind writes its own."""
+        raise NotImplementedError
+
+    def remember(self, x: Array, gy: Array) -> None:
+        """See the ordinary pass, in which the gradient is computed."""
+
+    def wants(self) -> bool:
+        """Whether it wants to see ordinary passes."""
+        return False
+
+    def add(self, name: str, x: Array) -> None:
+        """Add to one of the sums; x is the sum's from then on."""
+        if name in self.sums:
+            self.sums[name] += x
+        else:
+            self.sums[name] = x
+
+    def divisor(self, name: str) -> float:
+        """What a sum is divided by to be a mean."""
+        return self.examples
+
+    def absorb(self, decay: float, step: int) -> None:
+        """Take the sums into the running averages."""
+        for name in [name for name in self.factors if name in self.sums]:
+            x = self.sums[name]
+            x *= 1 / max(self.divisor(name), 1)
+            self.averages[name].add(x, decay, step, self.settings.timing.interval == "adaptive")
+            self.changed = True
+
+    # Division
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is an average of everything."""
+        return all(average.value is not None for average in self.averages.values())
+
+    def to_invert(self, damping: float) -> dict[str, tuple[Array, Array]]:
+        """Matrices that shall be inverted, each with what is to be added to its diagonal first."""
+        return {}
+
+    def factor_names(self) -> tuple[str, ...]:
+        """What these are called in reports."""
+        return ()
+
+    def renew(self, inverses: dict[str, Array | None], damping: float) -> None:
+        """Take the inverses, and make whatever else it divides by."""
+        self.damping, self.changed = damping, False
+
+    def refine(self, decay: float) -> None:
+        """After `renew`: what can only be learned from the same examples once there is something to divide by."""
+
+    def directions(self, gradients: Gradients, damping: float) -> Gradients | None:
+        """(F + damping)^-1 times the gradients; None if there is nothing yet to divide by."""
+        raise NotImplementedError
+
+    def bend(self, moved: Gradients) -> Array:
+        """d^T F d, undamped, for a change d of the parameters."""
+        raise NotImplementedError
+
+    def dense(self) -> Array:
+        """The block itself, undamped: (P, P), P the numbers of its parameters, flattened in the order of the roles."""
+        raise NotImplementedError
+
+    # State
+
+    def arrays(self) -> dict[str, Array]:
+        """What a checkpoint takes, by name."""
+        return {name: average.value for name, average in self.averages.items() if average.value is not None}
+
+    def description(self) -> dict[str, Any]:
+        """All but the arrays, in what JSON can hold."""
+        return {"kind": self.kind, "paths": self.paths, "options": self.options, "damping": self.damping, "changed": self.changed,
+                "averages": {name: average.state() for name, average in self.averages.items()}}
+
+    def load(self, arrays: dict[str, Array], description: dict[str, Any]) -> None:
+        """Go back to a state."""
+        self.damping, self.changed = description["damping"], description["changed"]
+        for name, average in self.averages.items():
+            if name in arrays:
+                average.load(arrays[name], description["averages"][name])
+
+    def check(self, parameters: Gradients) -> None:
+        """ValueError if what was loaded does not fit the parameters."""
+        for name, average in self.averages.items():
+            if average.value is not None and average.value.shape != self.shapes(parameters)[name]:
+                raise ValueError(f"{name} of {self.name} has shape {average.value.shape}, and must have {self.shapes(parameters)[name]}")
+
+    def shapes(self, parameters: Gradients) -> dict[str, tuple[int, ...]]:
+        """The shapes of the averages, for these parameters."""
+        raise NotImplementedError
+
+    def follow(self, w: Array) -> None:
+        """Go where the model went, if it was moved."""
+        value = next(iter(self.averages.values())).value
+        if value is not None and backend.device_of(value) != backend.device_of(w):
+            self.move(backend.device_of(w))
+
+    def move(self, device: str) -> None:
+        """Bring everything to a device."""
+        for average in self.averages.values():
+            if average.value is not None:
+                average.value = backend.asarray(average.value, device)
+
+
+def wide(x: Array) -> Array:
+    """x in float32 at least: moments of float16 would overflow."""
+    return x.astype("float32") if x is not None and x.dtype.kind == "f" and x.dtype.itemsize < 4 else x

@@ -1,0 +1,332 @@
+"""KFAC: an optimizer that divides the gradient by the Fisher matrix, and gives the result to another optimizer's rule.
+
+A step takes in what the backward pass has shown of the layers (statistics.py), renews what is divided by where it is time, divides each
+layer's gradient, bounds the length of the whole, and has the inner rule update with that in place of the gradient.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from minidl import backend
+from minidl.backend import Array
+from minidl.errors import ArgumentError, CheckpointError, MinidlError, NumericsError, nearest
+from minidl.nn.module import Module
+from minidl.optim.kfac import levenberg
+from minidl.optim.kfac.averages import Timing
+from minidl.optim.kfac.blocks import Block, Settings
+from minidl.optim.kfac.division import INVERSIONS
+from minidl.optim.kfac.inverses import inverted
+from minidl.optim.kfac.scale import Reading, check_name, named, no_logits, read
+from minidl.optim.kfac.statistics import FISHERS, KINDS, Statistics
+from minidl.optim.optimizer import Optimizer, Parameters, check_numbers, parameters_of, register
+from minidl.optim.schedule import Number, value_at
+from minidl.optim.sgd import SGD
+from minidl.tensor import Tensor
+from minidl.walk import reached
+
+SHARINGS = ("expand", "reduce")
+PHASES = ("factors", "inverses", "preconditioning")
+
+
+@register("kfac")
+class KFAC(Optimizer):
+    """Down the natural gradient: the gradient divided by an approximation of the Fisher matrix, a Kronecker product for each layer.
+
+        u  =  (F + damping)^-1 gradient                         for each layer: see kronecker.py, units.py
+        u  <-  min(1, sqrt(kl_clip / (lr^2 u.gradient))) u      so that lr^2 u^T F u, twice what a step changes the prediction, is bounded
+        then the inner rule, with u in place of the gradient
+
+    inner: any optimizer of the same model; unless given, SGD with lr, momentum, weight_decay and groups, which mean there what they mean in
+    `SGD`. So weight decay is not divided by F. damping: added to F, in nats an example; the larger, the more the direction is the
+    gradient's. kl_clip: None for no bound. factor_decay: what the averages keep of themselves when they are renewed.
+    fisher: "sampled", "empirical" or "exact", see statistics.py. loss: for a loss written by hand, which of minidl's it equals
+    ("softmax_cross_entropy", "binary_cross_entropy_with_logits", "mse": their means), the model's output being its logits.
+    factor_interval, inverse_interval: steps from one renewal to the next; factor_interval="adaptive" lets each factor find its own.
+    warm_up: so many steps at first renew the factors each time, and the inverses in steps 0, 1, 3, 7, and so on. inversion: "cholesky", "eigen" or "ekfac", see division.py.
+    sharing: "expand" or "reduce", see kronecker.py. seed: of the sampled targets. damping, kl_clip and factor_decay may be schedules, and
+    may be assigned to. ArgumentError for what makes no sense.
+    Martens and Grosse, arXiv:1503.05671; Grosse and Martens, arXiv:1602.01407.
+
+    >>> x, t = np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]]), np.array([[1.0], [3.0], [5.0]])
+    >>> line = minidl.nn.Affine(2, 1, bias=False, dtype="float64", generator=0)
+    >>> optimizer = KFAC(line, lr=1.0, momentum=0, damping=0, kl_clip=None, fisher="exact")
+    >>> minidl.functions.mse(line(x), t).backward()
+    >>> optimizer.step(); line.w.data.round(6).ravel()               # least squares, in one step
+    array([1., 2.])
+    """
+
+    def __init__(self, model: Parameters, inner: Optimizer | None = None, *, lr: Number | None = None, momentum: Number | None = None,
+                 weight_decay: Number | None = None, groups: Mapping[str, Any] | None = None, damping: Number = 0.03,
+                 kl_clip: Number | None = 0.1, factor_decay: Number = 0.95, fisher: str = "sampled", loss: str | None = None,
+                 factor_interval: int | str = 10, inverse_interval: int = 10, warm_up: int = 10, inversion: str = "cholesky",
+                 sharing: str = "expand", seed: int = 0):
+        self.parameters = parameters_of("KFAC", model)
+        self.inner = self._inner(model, inner, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "groups": groups})
+        self.damping, self.kl_clip, self.factor_decay = damping, kl_clip, factor_decay
+        self.inverse_interval, self.seed = inverse_interval, seed
+        self._check(fisher, inversion, sharing, factor_interval, warm_up)
+        check_name(loss)
+        self.loss = loss
+        self.rescaled = 1.0                     # Levenberg and Marquardt: what the damping is multiplied by
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.reports: list[str] = []            # what went wrong and was mended, and what is not covered
+        self.told = False                       # whether the parameters without a block were named
+        self._generator: np.random.Generator | None = None
+        self._outputs: list[Tensor] = []        # of the model, since the last backward pass, where the loss is written by hand
+        settings = Settings(inversion, sharing, Timing(factor_interval, warm_up), self._report)
+        self.statistics = Statistics(self.parameters, fisher, settings, self._read, self._sampler, lambda: self.steps)
+        if loss is not None:
+            if not isinstance(model, Module):
+                raise ArgumentError("KFAC: with loss= the model itself is needed, whose output the loss takes", hint="Give the Module.")
+            model.register_forward_hook(lambda module, inputs, y: self._outputs.append(y) if isinstance(y, Tensor) and y.node else None)
+
+    # What it shares with its inner rule
+
+    @property
+    def steps(self) -> int:
+        """How many times step() was called."""
+        return self.inner.steps
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the inner rule, lr among them; those of K-FAC itself are attributes."""
+        return self.inner.options
+
+    @property
+    def last_lr(self) -> float | None:
+        """The learning rate of the last step."""
+        return self.inner.last_lr
+
+    @property
+    def blocks(self) -> dict[str, Block]:
+        """The blocks of the Fisher matrix, by the path of their first parameter; there are none before the first backward pass."""
+        return self.statistics.blocks
+
+    @property
+    def plain(self) -> dict[str, str]:
+        """The parameters that take the plain gradient, and why. Known after the first step."""
+        covered = self.statistics.owner
+        return {path: self.statistics.plain.get(path, "not used on the way to the loss's distribution")
+                for path, p in self.parameters.items() if path not in covered and p.requires_grad}
+
+    # A step
+
+    def zero_grad(self) -> None:
+        """Forget all gradients, and the statistics that came with them."""
+        self.inner.zero_grad()
+        self._generator = None
+        for block in self.blocks.values():
+            block.clear()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> None:
+        """Update every parameter that has a gradient and is not frozen; gradients stay as they are.
+
+        closure: gives the loss of the same minibatch, without a backward pass. With it the damping is adapted every 5 steps, as
+        levenberg.py says. GraphError if no parameter has a gradient; NumericsError if a direction is not finite.
+        """
+        self.prepare()
+        damping = self.present_damping()
+        directions = self.directions(damping)
+        self._clip(directions)
+        start = None if closure is None or self.steps % levenberg.EVERY else levenberg.begin(closure, self.parameters)
+        gradients = {path: self.parameters[path].grad for path in directions}
+        try:
+            for path, u in directions.items():
+                self.parameters[path].grad = Tensor(u)
+            self.inner.step()
+        finally:
+            for path, grad in gradients.items():
+                self.parameters[path].grad = grad
+        if closure is not None and start is not None:
+            self.rescaled *= levenberg.factor(start, closure, self.parameters, self.blocks.values(), damping, self.statistics.weight)
+        for block in self.blocks.values():
+            block.clear()
+        self.statistics.finish()
+        self._generator = None
+        if not self.told:
+            self.told = True
+            if self.plain:
+                listed = ", ".join(f"{path} ({why})" for path, why in self.plain.items())
+                self._report(f"these parameters take the plain gradient: {listed}")
+
+    def prepare(self) -> None:
+        """Take the statistics of this step into the averages, and renew what is divided by where it is time."""
+        step, blocks = self.steps, list(self.blocks.values())
+        decay, damping = value_at(self.factor_decay, step), self.present_damping()
+        with self._timed("factors"):
+            for block in blocks:
+                block.follow(self.parameters[block.name].data)
+                block.absorb(decay, step)
+        with self._timed("inverses"):
+            begins = step < self.statistics.settings.timing.warm_up and (step + 1) & step == 0      # steps 0, 1, 3, 7, ...
+            timely = begins or step % self.inverse_interval == 0
+            due = [block for block in blocks
+                   if block.ready and (block.damping is None or (timely and (block.changed or block.damping != damping)))]
+            items = [(block, side, name, matrix) for block in due
+                     for name, (side, matrix) in zip(block.factor_names(), block.to_invert(damping).items())]
+            found = inverted([(name, *matrix) for _, _, name, matrix in items], self._report)
+            for block in due:
+                block.renew({side: inverse for (owner, side, _, _), inverse in zip(items, found) if owner is block}, damping)
+        with self._timed("factors"):
+            for block in blocks:
+                block.refine(decay)
+
+    def present_damping(self) -> float:
+        """The damping of this step."""
+        return float(value_at(self.damping, self.steps)) * self.rescaled
+
+    def directions(self, damping: float | None = None) -> dict[str, Array]:
+        """The gradients divided by F + damping, by path, for the parameters that have a block; in the unit of scale.py. Not clipped."""
+        damping = self.present_damping() if damping is None else damping
+        unit = self.statistics.unit
+        found: dict[str, Array] = {}
+        with self._timed("preconditioning"):
+            for block in self.blocks.values():
+                grads = {role: self.parameters[path].grad for role, path in block.paths.items() if self.parameters[path].requires_grad}
+                if block.damping is None or len(grads) < len(block.paths) or any(grad is None for grad in grads.values()):
+                    continue
+                u = block.directions({role: grad.data for role, grad in grads.items()}, damping)     # type: ignore[union-attr]
+                if u is None:
+                    continue
+                for role, path in block.paths.items():
+                    w = self.parameters[path].data
+                    each = u[role] if unit == 1 else u[role] / unit
+                    found[path] = each if each.dtype == w.dtype else each.astype(w.dtype)
+        return found
+
+    def _clip(self, directions: dict[str, Array]) -> None:
+        """Shorten all directions by one factor, so that lr^2 u^T F u <= kl_clip.
+
+        u^T F u is bounded by u^T (F + damping) u = u . gradient, which costs no more than reading both.
+        """
+        with self._timed("preconditioning"):
+            bends = {}
+            for path, u in directions.items():
+                g, lr = self.parameters[path].grad.data, self._lr(path)                 # type: ignore[union-attr]
+                bends[path] = backend.of(u).vdot(u, g) * (lr * lr / self.statistics.unit)
+            total = float(sum(bends.values()))
+            if not math.isfinite(total):
+                bad = [path for path, bend in bends.items() if not math.isfinite(float(bend))]
+                raise NumericsError("KFAC: the direction of a step is not finite", parameters=", ".join(bad[:8]),
+                                    hint="Find where it begins: run the step under minidl.check_numerics(). Or give more damping.")
+            limit = None if self.kl_clip is None else value_at(self.kl_clip, self.steps)
+            if limit is not None and total > limit:
+                for path, u in directions.items():
+                    directions[path] = u * math.sqrt(limit / total)
+
+    def _lr(self, path: str) -> float:
+        """The learning rate of a parameter in this step."""
+        return float(value_at(self.inner.changes[path].get("lr", self.inner.options.get("lr", 1.0)), self.steps))
+
+    # The state
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of all that a resumed run needs: the inner rule's state, and under names that begin with "kfac." the averages, what is
+        divided by (arrays), and the counters (what JSON can hold). The sampler begins anew each step, from its seed.
+        """
+        state = self.inner.state_dict()
+        state["kfac"] = {"blocks": [block.description() for block in self.blocks.values()], "plain": dict(self.statistics.plain),
+                         "unit": self.statistics.unit, "weight": self.statistics.weight, "rescaled": self.rescaled, "seed": self.seed,
+                         "told": self.told}
+        for path, block in self.blocks.items():
+            state |= {f"kfac.{path}.{name}": x.copy() for name, x in block.arrays().items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state that `state_dict` gave. CheckpointError if it does not fit, and then nothing was changed."""
+        own = state.get("kfac")
+        if own is None:
+            raise CheckpointError("load_state_dict: this is not the state of a KFAC", hint="It is another optimizer's. Make that one.")
+        blocks = []
+        try:
+            for told in own["blocks"]:
+                block = KINDS[told["kind"]](told["paths"], told["options"], self.statistics.settings)
+                prefix = f"kfac.{block.name}."
+                device = self.parameters[block.name].device
+                block.load({name.removeprefix(prefix): backend.asarray(x, device).copy() for name, x in state.items()
+                            if name.startswith(prefix) and "." not in name.removeprefix(prefix).removeprefix("division.")}, told)
+                block.check({role: self.parameters[path].data for role, path in block.paths.items()})
+                blocks.append(block)
+            numbers = {name: float(own[name]) for name in ("unit", "weight", "rescaled")}
+            seed, told_plain, plain = int(own["seed"]), bool(own["told"]), dict(own["plain"])
+        except (KeyError, TypeError, ValueError, AttributeError, MinidlError) as error:
+            raise CheckpointError(f"load_state_dict: this KFAC and the state do not fit together: {error}",
+                                  hint="Nothing was loaded. Is it the state of the same model, made with the same options?") from error
+        self.inner.load_state_dict({name: x for name, x in state.items() if name != "kfac" and not name.startswith("kfac.")})
+        self.statistics.take(blocks, plain)
+        self.statistics.unit, self.statistics.weight, self.rescaled = numbers["unit"], numbers["weight"], numbers["rescaled"]
+        self.seed, self.told = seed, told_plain
+
+    def __repr__(self) -> str:
+        return f"KFAC({self.inner!r}, damping={self.damping!r}, kl_clip={self.kl_clip!r}, fisher={self.statistics.fisher!r})"
+
+    # What it was given
+
+    def _inner(self, model: Parameters, inner: Optimizer | None, short: dict[str, Any]) -> Optimizer:
+        """The rule that updates: the one given, or SGD."""
+        given = {name: value for name, value in short.items() if value is not None}
+        if inner is None:
+            return SGD(model, **{"lr": 0.1, "momentum": 0.9} | given)
+        if given:
+            raise ArgumentError(f"KFAC: {', '.join(given)} beside inner, which has its own",
+                                hint="Give them to the inner optimizer, or leave inner out: then it is SGD.")
+        if not isinstance(inner, Optimizer) or isinstance(inner, KFAC):
+            raise ArgumentError(f"KFAC: inner is {inner!r:.60}, and must be an optimizer", hint="For example SGD(model, lr=0.1).")
+        if {path: id(p) for path, p in inner.parameters.items()} != {path: id(p) for path, p in self.parameters.items()}:
+            raise ArgumentError("KFAC: the inner optimizer is of other parameters", hint="Give both the same model.")
+        return inner
+
+    def _check(self, fisher: str, inversion: str, sharing: str, factor_interval: Any, warm_up: Any) -> None:
+        """ArgumentError for an option that makes no sense."""
+        check_numbers("KFAC", damping=(self.damping, 0, math.inf), factor_decay=(self.factor_decay, 0, 1),
+                      **({} if self.kl_clip is None else {"kl_clip": (self.kl_clip, 0, math.inf)}))
+        for name, value, known in (("fisher", fisher, FISHERS), ("inversion", inversion, INVERSIONS), ("sharing", sharing, SHARINGS)):
+            if value not in known:
+                raise ArgumentError(f"KFAC: {name} is {value!r}, which is not known{nearest(str(value), known)}",
+                                    hint=f"Known are {', '.join(known)}.")
+        whole: Any
+        for name, whole, least in (("factor_interval", factor_interval, 1), ("inverse_interval", self.inverse_interval, 1),
+                                   ("warm_up", warm_up, 0), ("seed", self.seed, 0)):
+            if whole == "adaptive" and name == "factor_interval":
+                continue
+            if isinstance(whole, bool) or not hasattr(whole, "__index__") or whole < least:
+                raise ArgumentError(f"KFAC: {name} is {whole!r}, and must be an int of at least {least}",
+                                    hint='Or "adaptive".' if name == "factor_interval" else "")
+
+    # What statistics.py asks for
+
+    def _read(self, loss: Tensor, seed: Array) -> Reading | None:
+        if self.loss is None:
+            reading = read(loss, seed)
+            if reading is None and not any("known distribution" in text for text in self.reports):
+                self._report("the loss has no known distribution, so the empirical Fisher is used, as for a mean; name it with loss=")
+            return reading
+        nodes = set(reached([(loss.node, loss.index)])) if loss.node is not None else set()
+        outputs, self._outputs = [y for y in self._outputs if y.node in nodes], []
+        if not outputs:
+            raise no_logits()
+        return named(self.loss, outputs, seed)
+
+    def _sampler(self) -> np.random.Generator:
+        """The generator of this step's targets. It begins anew each step, from the seed and the number of the step: nothing to be saved."""
+        if self._generator is None:
+            self._generator = np.random.Generator(np.random.Philox(key=[self.seed, self.steps]))
+        return self._generator
+
+    def _report(self, text: str) -> None:
+        self.reports.append(text)
+        warnings.warn(f"KFAC: {text}", stacklevel=2)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[phase] += time.perf_counter() - started

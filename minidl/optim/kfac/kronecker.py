@@ -1,0 +1,204 @@
+"""Blocks that are Kronecker products: what affine layers, convolutions and embeddings have in common.
+
+For an affine layer the gradient of one example is a g^T: a its input with a 1 appended for the bias, g the gradient at its output. Of
+w with b as its last row, (inputs + 1, outputs), flattened row by row, the Fisher matrix is E[a a^T (x) g g^T], and K-FAC takes for it
+
+    F  =  A (x) G,      A = E[a a^T],      G = E[g g^T]
+
+To divide by it, the inverses of the two small matrices are enough: u = A^-1 M G^-1, for M the gradient as a matrix.
+In the literature weights are stored (outputs, inputs): flattened row by row that is G (x) A, and column by column, as the papers flatten,
+again A (x) G. Ours are (inputs, outputs) in affine layers and (outputs, inputs) in filters; `left` says which factor stands on the left
+of M, and everything else is the same. Martens and Grosse, arXiv:1503.05671.
+
+Where a layer is applied at T positions of an example (a convolution, an affine layer on sequences), the gradient is sum_t a_t g_t^T, and
+
+    expand      A = E[sum_t a_t a_t^T],  G = E[sum_t g_t g_t^T] / T         each position for itself: KFC, arXiv:1602.01407
+    reduce      A = E[a a^T], a = mean_t a_t;   G = E[g g^T], g = sum_t g_t     exact where all a_t are equal: arXiv:2311.00636
+
+Another call of the same layer in a step is further positions. The layers themselves are in layers.py, the division in division.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from minidl import backend
+from minidl.backend import Array
+from minidl.graph import Node
+from minidl.optim.kfac.blocks import Block, Gradients, Pass, Settings
+from minidl.optim.kfac.division import KINDS, Ekfac, product
+
+
+class KroneckerBlock(Block):
+    """F = A (x) G, or G (x) A, as the weights are stored. Matrices are stacks: (blocks, k, k)."""
+
+    roles = ("w", "b")
+    factors = ("A", "G")
+    left: ClassVar[str]             # "A" where weights are (inputs, outputs), "G" where they are (outputs, inputs)
+
+    def __init__(self, paths: dict[str, str], options: dict[str, Any], settings: Settings):
+        super().__init__(paths, options, settings)
+        self.division = KINDS[self.inversion]()
+        self.rescaled = 0                                       # EKFAC: how often the scales were taken in
+
+    @property
+    def inversion(self) -> str:
+        """How it is divided by."""
+        return self.settings.inversion
+
+    # What differs between layers
+
+    def moments_of_inputs(self, x: Array, function: Any) -> Array:
+        """The sum of a a^T over examples and, in expand, positions."""
+        raise NotImplementedError
+
+    def moments_of_gradients(self, gy: Array) -> Array:
+        """The sum of g g^T."""
+        raise NotImplementedError
+
+    def positions(self, gy: Array) -> int:
+        """How many positions there are in all examples."""
+        raise NotImplementedError
+
+    def single(self, x: Array, gy: Array, function: Any) -> Iterator[tuple[Array, Array]]:
+        """a and g, a few examples at a time: (examples, blocks, k, T) each."""
+        raise NotImplementedError
+
+    def matrix(self, gradients: Gradients) -> Array:
+        """Gradients as a stack M (blocks, left, right)."""
+        raise NotImplementedError
+
+    def parts(self, m: Array) -> Gradients:
+        """The way back."""
+        raise NotImplementedError
+
+    # Statistics
+
+    def clear(self) -> None:
+        super().clear()
+        self.shown: list[tuple[Array, Array, Any, Pass]] = []      # EKFAC looks at it again, when there is a basis
+
+    def observe(self, x: Array, gy: Array, op: Node, shown: Pass, step: int) -> None:
+        if shown.inputs:
+            self.rows += self.positions(gy)
+            if self.due("A", step):
+                self.add("A", self.moments_of_inputs(x, op.function))
+        if shown.gradients and self.due("G", step):
+            self.add("G", self.moments_of_gradients(gy))
+            if self.inversion == "ekfac":
+                self.shown.append((x, gy, op.function, shown))
+
+    def divisor(self, name: str) -> float:
+        each_position = "A" if self.settings.sharing == "reduce" else "G"
+        return self.rows if name == each_position else self.examples
+
+    # Division
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        """The factor on the left, and that on the right."""
+        return ("A", "G") if self.left == "A" else ("G", "A")
+
+    def factor_names(self) -> tuple[str, str]:
+        """For reports."""
+        return f"factor {self.sides[0]} of {self.name}", f"factor {self.sides[1]} of {self.name}"
+
+    def to_invert(self, damping: float) -> dict[str, tuple[Array, Array]]:
+        return self.division.to_invert(*(self.averages[name].value for name in self.sides), damping)
+
+    def renew(self, inverses: dict[str, Array | None], damping: float) -> None:
+        left, right = (self.averages[name].value for name in self.sides)
+        self.division.renew(left, right, inverses, self.factor_names(), self.settings.report)
+        super().renew(inverses, damping)
+
+    def refine(self, decay: float) -> None:
+        if isinstance(self.division, Ekfac) and "curvature" in self.division.arrays and self.shown:
+            self.rescaled += 1
+            share = 1.0 if self.rescaled == 1 else (1 - decay) / (1 - decay ** self.rescaled)
+            self.division.rescale(self.squares() * (1 / max(self.examples, 1)), share)
+
+    def squares(self) -> Array:
+        """EKFAC: the sum over the examples shown of (Q_l^T M Q_r)^2, M the example's gradient."""
+        total: Any = None
+        for which in dict.fromkeys(id(shown) for *_, shown in self.shown):                  # pass by pass,
+            calls = [self.single(x, gy, function) for x, gy, function, shown in self.shown if id(shown) == which]
+            for of_calls in zip(*calls, strict=True):                                       # all calls of the layer in it together
+                m: Any = 0
+                for a, g in of_calls:
+                    left, right = (a, g) if self.left == "A" else (g, a)
+                    m = m + left @ right.swapaxes(-1, -2)
+                turned = self.division.arrays["left"].swapaxes(-1, -2) @ m @ self.division.arrays["right"]
+                squares = (turned * turned).sum(axis=0)
+                total = squares if total is None else total + squares
+        return total
+
+    def directions(self, gradients: Gradients, damping: float) -> Gradients | None:
+        u = self.division.divide(self.matrix(gradients), damping)
+        return None if u is None else self.parts(u)
+
+    def bend(self, moved: Gradients) -> Array:
+        m = self.matrix(moved)
+        if isinstance(self.division, Ekfac) and "curvature" in self.division.arrays:
+            turned = self.division.turned(m)
+            return (turned * turned * self.division.arrays["curvature"]).sum()
+        left, right = (self.averages[name].value for name in self.sides)
+        return (product(left, m, right) * m).sum()
+
+    def dense(self) -> Array:
+        left, right = (full(self.averages[name].value) for name in self.sides)
+        xp = backend.of(left)
+        if isinstance(self.division, Ekfac):
+            arrays = self.division.arrays
+            whole = []
+            for k, scales in enumerate(arrays["curvature"]):
+                q = xp.kron(arrays["left"][k], arrays["right"][k])
+                whole.append((q * scales.reshape(-1)) @ q.T)
+        else:
+            whole = [xp.kron(each, other) for each, other in zip(left, right)]
+        size = sum(len(each) for each in whole)
+        f = xp.zeros((size, size), left.dtype)
+        for k, each in enumerate(whole):
+            here = slice(k * len(each), (k + 1) * len(each))
+            f[here, here] = each
+        # the numbers of M as the parameters have them: w first, then b
+        parts = self.parts(xp.arange(size).reshape(len(whole), left.shape[1], right.shape[1]))
+        order = xp.concatenate([parts[role].reshape(-1) for role in self.roles if role in parts])
+        return f[order][:, order]
+
+    # State
+
+    def arrays(self) -> dict[str, Array]:
+        return super().arrays() | {f"division.{name}": x for name, x in self.division.arrays.items()}
+
+    def description(self) -> dict[str, Any]:
+        return super().description() | {"rescaled": self.rescaled, "inversion": self.inversion}
+
+    def load(self, arrays: dict[str, Array], description: dict[str, Any]) -> None:
+        super().load(arrays, description)
+        self.rescaled = description["rescaled"]
+        if description["inversion"] == self.inversion:
+            self.division.arrays = {name.removeprefix("division."): x for name, x in arrays.items() if name.startswith("division.")}
+        else:
+            self.changed = True                                 # another way of dividing: it begins anew from the averages
+
+    def shapes(self, parameters: Gradients) -> dict[str, tuple[int, ...]]:
+        blocks, left, right = self.matrix(parameters).shape
+        return dict(zip(self.sides, ((blocks, left, left), (blocks, right, right))))
+
+    def check(self, parameters: Gradients) -> None:
+        super().check(parameters)
+        blocks, left, right = self.matrix(parameters).shape
+        for name, x in self.division.arrays.items():
+            wanted = {"left": (blocks, left, left), "right": (blocks, right, right), "curvature": (blocks, left, right)}[name]
+            if x.shape not in (wanted, wanted[:2]):
+                raise ValueError(f"{name} of {self.name} has shape {x.shape}, and must have {wanted}")
+
+    def move(self, device: str) -> None:
+        super().move(device)
+        self.division.arrays = {name: backend.asarray(x, device) for name, x in self.division.arrays.items()}
+
+
+def full(factor: Array) -> Array:
+    """A factor as a stack of matrices, where it is only their diagonal."""
+    return factor if factor.ndim == 3 else factor[:, :, None] * backend.of(factor).eye(factor.shape[1], dtype=factor.dtype)

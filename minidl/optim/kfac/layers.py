@@ -1,0 +1,182 @@
+"""The layers that K-FAC knows as Kronecker products, and what differs between them: how inputs and gradients become a and g."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from minidl import backend, kernels
+from minidl.backend import Array
+from minidl.graph import Node
+from minidl.kernels import Window
+from minidl.optim.kfac.blocks import Gradients
+from minidl.optim.kfac.kronecker import KroneckerBlock
+
+PIECE = 2**22           # numbers of single examples' gradients that stand in memory together
+
+
+class AffineBlock(KroneckerBlock):
+    """w (inputs, outputs) and b (outputs,): M = [w; b], A on the left. Axes of x between the first and the last are positions."""
+
+    kind = "affine"
+    left = "A"
+
+    def moments_of_inputs(self, x: Array, function: Any) -> Array:
+        if self.settings.sharing == "reduce":
+            x = x.reshape(len(x), -1, x.shape[-1]).mean(axis=1)
+        return moments(x.reshape(-1, x.shape[-1]), "b" in self.paths)[None]
+
+    def moments_of_gradients(self, gy: Array) -> Array:
+        if self.settings.sharing == "reduce":
+            gy = gy.reshape(len(gy), -1, gy.shape[-1]).sum(axis=1)
+        return moments(gy.reshape(-1, gy.shape[-1]))[None]
+
+    def positions(self, gy: Array) -> int:
+        return gy.size // gy.shape[-1]
+
+    def single(self, x: Array, gy: Array, function: Any) -> Iterator[tuple[Array, Array]]:
+        x = x.reshape(len(x), 1, -1, x.shape[-1]).swapaxes(-1, -2)
+        gy = gy.reshape(len(gy), 1, -1, gy.shape[-1]).swapaxes(-1, -2)
+        for some in examples(len(x), x.shape[2] * gy.shape[2]):
+            yield with_one(x[some], "b" in self.paths), gy[some]
+
+    def matrix(self, gradients: Gradients) -> Array:
+        w = gradients["w"]
+        return w[None] if "b" not in self.paths else backend.of(w).concatenate((w, gradients["b"][None]))[None]
+
+    def parts(self, m: Array) -> Gradients:
+        return {"w": m[0]} if "b" not in self.paths else {"w": m[0, :-1], "b": m[0, -1]}
+
+
+class Conv2dBlock(KroneckerBlock):
+    """w (O, C / groups, KH, KW) and b (O,): M = [w b] for each group, with the filters as rows; a is a patch. G is on the left."""
+
+    kind = "conv2d"
+    left = "G"
+
+    @classmethod
+    def read(cls, op: Node) -> dict[str, Any]:
+        leaf = op.argument("w")
+        return {"groups": op.function.groups, "shape": list(leaf.shape) if leaf is not None else []}
+
+    @property
+    def groups(self) -> int:
+        """Of channels and filters that do not see each other."""
+        return int(self.options["groups"])
+
+    def moments_of_inputs(self, x: Array, function: Any) -> Array:
+        window, bias = function.window, "b" in self.paths
+        if self.settings.sharing == "expand":
+            return kernels.conv2d_patch_moments(x, window, self.groups, bias)
+        patches = backend.of(x).concatenate([self.patches(x[some], window).mean(axis=-1, keepdims=True)
+                                             for some in examples(len(x), x[0].size * window.kernel[0] * window.kernel[1])])
+        rows = with_one(patches, bias)[..., 0].swapaxes(0, 1)                               # (groups, N, K)
+        return rows.swapaxes(-1, -2) @ rows
+
+    def moments_of_gradients(self, gy: Array) -> Array:
+        if self.settings.sharing == "reduce":
+            gy = gy.sum(axis=(2, 3), keepdims=True)
+        rows = backend.of(gy).moveaxis(gy, 1, -1).reshape(-1, self.groups, gy.shape[1] // self.groups)
+        if self.groups == 1:
+            return moments(rows[:, 0])[None]
+        rows = rows.swapaxes(0, 1)
+        return rows.swapaxes(-1, -2) @ rows
+
+    def positions(self, gy: Array) -> int:
+        return gy.size // gy.shape[1]
+
+    def patches(self, x: Array, window: Window) -> Array:
+        """(N, groups, K, positions)."""
+        columns = kernels.im2col(x, window)
+        return columns.reshape(len(x), self.groups, -1, columns.shape[-1])
+
+    def single(self, x: Array, gy: Array, function: Any) -> Iterator[tuple[Array, Array]]:
+        window = function.window
+        gy = gy.reshape(len(gy), self.groups, gy.shape[1] // self.groups, -1)
+        numbers = x.shape[1] * window.kernel[0] * window.kernel[1]
+        for some in examples(len(x), numbers * max(gy.shape[2], gy.shape[3])):
+            yield with_one(self.patches(x[some], window), "b" in self.paths), gy[some]
+
+    def matrix(self, gradients: Gradients) -> Array:
+        w = gradients["w"]
+        m = w.reshape(self.groups, len(w) // self.groups, -1)
+        if "b" not in self.paths:
+            return m
+        return backend.of(w).concatenate((m, gradients["b"].reshape(self.groups, -1, 1)), axis=2)
+
+    def parts(self, m: Array) -> Gradients:
+        shape = self.options["shape"]
+        if "b" not in self.paths:
+            return {"w": m.reshape(shape)}
+        return {"w": m[..., :-1].reshape(shape), "b": m[..., -1].reshape(-1)}
+
+
+class EmbeddingBlock(KroneckerBlock):
+    """w (count, size): a is a one-hot row, so that A is diagonal: how often an example uses each id."""
+
+    kind = "embedding"
+    left = "A"
+
+    @classmethod
+    def read(cls, op: Node) -> dict[str, Any]:
+        return {"count": op.function.shape[0]}
+
+    @property
+    def inversion(self) -> str:
+        return "eigen" if self.settings.inversion == "ekfac" else self.settings.inversion       # the diagonal of A is its eigenvalues
+
+    def moments_of_inputs(self, x: Array, function: Any) -> Array:
+        ids = function.key
+        return backend.of(ids).bincount(ids.reshape(-1), minlength=self.options["count"])[None].astype("float32")
+
+    def moments_of_gradients(self, gy: Array) -> Array:
+        return moments(gy.reshape(-1, gy.shape[-1]))[None]
+
+    def positions(self, gy: Array) -> int:
+        return gy.size // gy.shape[-1]
+
+    def divisor(self, name: str) -> float:
+        return self.rows if name == "G" else self.examples
+
+    def matrix(self, gradients: Gradients) -> Array:
+        return gradients["w"][None]
+
+    def parts(self, m: Array) -> Gradients:
+        return {"w": m[0]}
+
+    def shapes(self, parameters: Gradients) -> dict[str, tuple[int, ...]]:
+        return super().shapes(parameters) | {"A": (1, self.options["count"])}
+
+
+def moments(rows: Array, bias: bool = False) -> Array:
+    """Products of the columns of rows, summed over the rows; with `bias` a 1 is thought at the end of each row.
+
+    >>> moments(np.array([[1.0, 2.0], [3.0, 4.0]]), bias=True)
+    array([[10., 14.,  4.],
+           [14., 20.,  6.],
+           [ 4.,  6.,  2.]])
+    """
+    products = rows.T @ rows                            # NumPy sees that this is symmetric, and computes half of it
+    if not bias:
+        return products
+    n, k = rows.shape
+    m = backend.of(rows).empty((k + 1, k + 1), rows.dtype)
+    m[:k, :k] = products
+    m[k, :k] = m[:k, k] = rows.sum(axis=0)
+    m[k, k] = n
+    return m
+
+
+def with_one(a: Array, bias: bool) -> Array:
+    """(N, blocks, k, T) with a row of ones below, if there is a bias."""
+    if not bias:
+        return a
+    xp = backend.of(a)
+    return xp.concatenate((a, xp.ones((*a.shape[:2], 1, a.shape[3]), a.dtype)), axis=2)
+
+
+def examples(count: int, numbers: int) -> Iterator[slice]:
+    """A minibatch in pieces, of which each needs so many numbers an example."""
+    step = max(1, PIECE // max(numbers, 1))
+    for start in range(0, count, step):
+        yield slice(start, start + step)

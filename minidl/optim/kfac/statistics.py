@@ -1,0 +1,209 @@
+"""Collecting statistics: the observer that sees every layer of a backward pass, and the passes that the Fisher matrix asks for.
+
+    sampled     before the ordinary pass, one from targets that are drawn from the model's own prediction: an estimate of the Fisher matrix
+    exact       before it, one for each output of an example: its expectation. Dear; for tests and teaching
+    empirical   none: the gradients of the ordinary pass, at the targets of the data. Cheap, and not the Fisher matrix (Kunstner, Balles
+                and Hennig, arXiv:1905.12558)
+
+Passes of its own compute no gradient by a parameter. Which layer a parameter belongs to is found out by looking: whatever is used by a
+layer that layers.py or units.py knows has a block there; a parameter that is used otherwise, or in two ways, has none, and is named.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+
+from minidl.autograd import observe
+from minidl.backend import Array
+from minidl.functions.convolution import Conv2d
+from minidl.functions.linear import Affine, Embedding
+from minidl.functions.normalization import BatchNorm, BatchNormInference, LayerNorm
+from minidl.graph import Function, Node
+from minidl.optim.kfac.blocks import Block, Pass, Settings
+from minidl.optim.kfac.kronecker import KroneckerBlock
+from minidl.optim.kfac.layers import AffineBlock, Conv2dBlock, EmbeddingBlock
+from minidl.optim.kfac.scale import Reading
+from minidl.optim.kfac.units import BatchNormBlock, LayerNormBlock
+from minidl.tensor import Tensor
+from minidl.walk import reached
+from minidl.watchers import Handle
+
+FISHERS = ("sampled", "empirical", "exact")
+BLOCKS: dict[type[Function], type[Block]] = {           # by the operation; those with a fused activation are subclasses of it
+    Affine: AffineBlock, Conv2d: Conv2dBlock, Embedding: EmbeddingBlock, BatchNorm: BatchNormBlock, BatchNormInference: BatchNormBlock,
+    LayerNorm: LayerNormBlock,
+}
+KINDS = {block.kind: block for block in BLOCKS.values()}
+
+
+class Statistics:
+    """The observer of all parameters: makes blocks as it sees layers, and has them collect.
+
+    parameters: by path. fisher: one of FISHERS. read: gives the Reading of a loss and its seed, or None. generator: gives the random
+    numbers for one step. step: gives the number of the present one.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], fisher: str, settings: Settings,
+                 read: Callable[[Tensor, Array], Reading | None], generator: Callable[[], np.random.Generator], step: Callable[[], int]):
+        self.fisher, self.settings = fisher, settings
+        self.read, self.generator, self.step = read, generator, step
+        self.paths = {id(p): path for path, p in parameters.items()}
+        self.blocks: dict[str, Block] = {}              # by the path of their first parameter
+        self.owner: dict[str, Block] = {}               # by the path of any
+        self.plain: dict[str, str] = {}                 # the parameters without a block, and why
+        self.unit = 1.0                                 # of the latest loss: see scale.py
+        self.weight, self.weighed = 1.0, False          # of all examples in the loss of a step, and whether this step's is in it
+        self.collecting: Pass | None = None             # the pass that is looked at, if statistics are taken in it
+        self.ordinary = False                           # whether it is the one that computes the gradient
+        self.below: set[int] | None = None              # the numbers of the Nodes that count in it; None if all do
+        self.latest = -1                                # the number of the Node that was shown last
+        self.eye = Eye(self, parameters.values())
+
+    # What a backward pass asks of an observer
+
+    def wants(self) -> bool:
+        """Whether a pass is to be looked at."""
+        return self.due() or any(block.wants() for block in self.blocks.values())
+
+    def due(self, *names: str) -> bool:
+        """Whether any average, or any of these names, is to be renewed in this step."""
+        step = self.step()
+        return self.settings.timing.due(step) or any(
+            block.due(name, step) for block in self.blocks.values() for name in block.factors if not names or name in names)
+
+    def before_backward(self, loss: Tensor, seed: Array) -> None:
+        """Run the passes of its own, and get ready for the ordinary one."""
+        self.collecting = self.below = None
+        reading = self.read(loss, seed) if self.due() else None
+        if self.due():
+            self.unit = 1.0 if reading is None else reading.unit
+            weight = 1.0 if reading is None else reading.examples / reading.gain
+            self.weight, self.weighed = weight + self.weight * self.weighed, True
+            if reading is None:                         # nothing is known of this loss
+                self.collecting = Pass(gain=1 / max(abs(float(seed.sum())), 1e-30))
+            elif self.fisher == "empirical" or not self.due("G", "F"):
+                roots = [(part.logits.node, part.logits.index) for part in reading.parts if part.logits.node is not None]
+                self.below = {node.order for node in reached(roots)}
+                self.collecting = Pass(reading.examples, reading.gain, gradients=self.fisher == "empirical")
+            else:
+                self.own_passes(reading)
+        self.ordinary, self.latest = True, -1
+
+    def own_passes(self, reading: Reading) -> None:
+        """Passes for the Fisher matrix alone, from scores at the logits."""
+        if self.fisher == "sampled":
+            generator = self.generator()
+            scores = [part.likelihood.sampled(part.logits.data, generator) * part.root for part in reading.parts]
+            self.own_pass([part.logits for part in reading.parts], scores, Pass(reading.examples))
+            return
+        first = True
+        for part in reading.parts:
+            for root in part.likelihood.roots(part.logits.data):
+                self.own_pass([part.logits], [root * part.root], Pass(reading.examples, inputs=first))
+                first = False
+
+    def own_pass(self, logits: list[Tensor], scores: list[Array], shown: Pass) -> None:
+        """One of them."""
+        self.collecting, self.ordinary, self.latest = shown, False, -1
+        try:
+            observe(logits, scores, [self.eye])
+        finally:
+            self.collecting = None
+
+    def see(self, x: Array, gy: Array, op: Node) -> None:
+        """A layer, its input and the gradient at its output. It is shown for each of its parameters, and looked at once."""
+        if op.order == self.latest:
+            return
+        self.latest = op.order
+        if self.collecting is not None and (self.below is None or op.order in self.below):
+            block = self.block_of(op)
+            if block is not None:
+                block.collect(x, gy, op, self.collecting, self.step())
+        if self.ordinary:
+            for block in {id(block): block for path in self.leaves(op).values() if (block := self.owner.get(path))}.values():
+                block.remember(x, gy)
+
+    def finish(self) -> None:
+        """The step is over."""
+        self.weighed = False
+
+    # Which block a layer belongs to
+
+    def leaves(self, op: Node) -> dict[str, str]:
+        """The paths of the parameters that a Node uses as they are, by the name of the argument."""
+        named = zip(op.function.plan.args, op.edges) if not op.function.plan.variadic else enumerate(op.edges)
+        return {str(name): self.paths[id(edge)] for name, edge in named if isinstance(edge, Tensor) and id(edge) in self.paths}
+
+    def block_of(self, op: Node) -> Block | None:
+        """The block of a layer, made if it is seen for the first time; None if it has none."""
+        leaves = self.leaves(op)
+        kind = next((block for function, block in BLOCKS.items() if isinstance(op.function, function)), None)
+        if kind is None or not set(leaves) <= set(kind.roles) or (issubclass(kind, KroneckerBlock) and "w" not in leaves):
+            why = f"used by {op.name}" + ("" if kind is None else ", whose other parameters are not learned")
+            self.without(leaves.values(), why)
+            return None
+        if any(path in self.plain for path in leaves.values()):
+            self.without(leaves.values(), "shared with another operation")
+            return None
+        owners = {id(self.owner.get(path)): self.owner.get(path) for path in leaves.values()}
+        options = kind.read(op)
+        if set(owners.values()) == {None}:
+            return self.add(kind(leaves, options, self.settings))
+        block = owners.popitem()[1]
+        if not owners and block is not None and (block.kind, block.paths, block.options) == (kind.kind, leaves, options):
+            return block
+        self.without(leaves.values(), "shared between layers of different kinds")
+        return None
+
+    def add(self, block: Block) -> Block:
+        """Take a new block in."""
+        self.blocks[block.name] = block
+        self.owner.update(dict.fromkeys(block.paths.values(), block))
+        return block
+
+    def take(self, blocks: Iterable[Block], plain: Mapping[str, str]) -> None:
+        """Go back to these blocks and no others."""
+        self.blocks, self.owner, self.plain = {}, {}, dict(plain)
+        for block in blocks:
+            self.add(block)
+
+    def without(self, paths: Iterable[str], why: str) -> None:
+        """These parameters have no block, and others that were in one with them have none any more."""
+        for path in paths:
+            block = self.owner.get(path)
+            if block is not None:
+                self.blocks.pop(block.name, None)
+                for other in block.paths.values():
+                    self.owner.pop(other, None)
+                    self.plain.setdefault(other, why)
+            self.plain.setdefault(path, why)
+
+
+class Eye:
+    """Stands between parameters and a Statistics, so that parameters do not keep an optimizer alive that nobody holds any more."""
+
+    def __init__(self, statistics: Statistics, parameters: Iterable[Tensor]):
+        self.statistics = weakref.ref(statistics)
+        weakref.finalize(statistics, _remove, [p.register_observer(self) for p in parameters])
+
+    def wants(self) -> bool:
+        statistics = self.statistics()
+        return statistics is not None and statistics.wants()
+
+    def before_backward(self, loss: Tensor, seed: Array) -> None:
+        statistics = self.statistics()
+        if statistics is not None:
+            statistics.before_backward(loss, seed)
+
+    def see(self, x: Array, gy: Array, op: Node) -> None:
+        statistics = self.statistics()
+        if statistics is not None:
+            statistics.see(x, gy, op)
+
+
+def _remove(handles: Iterable[Handle]) -> None:
+    for handle in handles:
+        handle.remove()
