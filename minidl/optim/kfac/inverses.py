@@ -37,9 +37,24 @@ def split(damping: float, a: Array, g: Array) -> tuple[Array, Array]:
 def plus_diagonal(m: Array, extra: Any) -> Array:
     """A copy of a stack of matrices with a number added to each diagonal; extra: a number, or (blocks, 1, 1)."""
     m = m.copy()
-    diagonal = m.reshape(len(m), -1)[:, ::m.shape[1] + 1]           # a view: each row of it is one diagonal
-    diagonal += extra if np.ndim(extra) == 0 else extra.reshape(-1, 1)
+    numbers = diagonal(m)
+    numbers += extra if np.ndim(extra) == 0 else extra.reshape(-1, 1)
     return m
+
+
+def diagonal(m: Array) -> Array:
+    """The diagonals of a stack of matrices as a view (blocks, k)."""
+    return m.reshape(len(m), -1)[:, ::m.shape[1] + 1]
+
+
+def mirror(m: Array, side: int = 64) -> None:
+    """Copy what is above the diagonal of a matrix to below it, a square at a time: whole rows and columns would not fit into the cache."""
+    for i in range(0, len(m), side):
+        rows = slice(i, i + side)
+        for j in range(0, i, side):
+            m[rows, j:j + side] = m[j:j + side, rows].T
+        upper = np.triu(m[rows, rows])
+        m[rows, rows] = upper + np.triu(upper, 1).T
 
 
 def cholesky_inverse(m: Array) -> Array | None:
@@ -54,7 +69,8 @@ def cholesky_inverse(m: Array) -> Array | None:
                 lower, info = potri(lower, lower=1, overwrite_c=1)
             if info != 0:
                 return None
-            m[k] = np.tril(lower) + np.tril(lower, -1).T
+            m[k] = lower.T                                          # the same memory, unless LAPACK had to copy
+            mirror(m[k])
     else:
         try:
             lower = xp.linalg.cholesky(m)
@@ -62,7 +78,7 @@ def cholesky_inverse(m: Array) -> Array | None:
         except np.linalg.LinAlgError:
             return None
         m = root.swapaxes(-1, -2) @ root
-    return m if bool(xp.isfinite(m).all()) else None
+    return m if bool(xp.isfinite(diagonal(m)).all()) else None      # of such a matrix the largest number is there
 
 
 @functools.cache

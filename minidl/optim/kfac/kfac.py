@@ -50,7 +50,7 @@ class KFAC(Optimizer):
     fisher: "sampled", "empirical" or "exact", see statistics.py. loss: for a loss written by hand, which of minidl's it equals
     ("softmax_cross_entropy", "binary_cross_entropy_with_logits", "mse": their means), the model's output being its logits.
     factor_interval, inverse_interval: steps from one renewal to the next; factor_interval="adaptive" lets each factor find its own.
-    warm_up: so many steps at first renew the factors each time, and the inverses in steps 0, 1, 3, 7, and so on. inversion: "cholesky", "eigen" or "ekfac", see division.py.
+    warm_up: so many steps at first renew everything each time. inversion: "cholesky", "eigen" or "ekfac", see division.py.
     sharing: "expand" or "reduce", see kronecker.py. seed: of the sampled targets. damping, kl_clip and factor_decay may be schedules, and
     may be assigned to. ArgumentError for what makes no sense.
     Martens and Grosse, arXiv:1503.05671; Grosse and Martens, arXiv:1602.01407.
@@ -82,7 +82,7 @@ class KFAC(Optimizer):
         self._generator: np.random.Generator | None = None
         self._outputs: list[Tensor] = []        # of the model, since the last backward pass, where the loss is written by hand
         settings = Settings(inversion, sharing, Timing(factor_interval, warm_up), self._report)
-        self.statistics = Statistics(self.parameters, fisher, settings, self._read, self._sampler, lambda: self.steps)
+        self.statistics = Statistics(self.parameters, fisher, settings, self._read, self._sampler, lambda: self.steps, self._timed)
         if loss is not None:
             if not isinstance(model, Module):
                 raise ArgumentError("KFAC: with loss= the model itself is needed, whose output the loss takes", hint="Give the Module.")
@@ -135,7 +135,7 @@ class KFAC(Optimizer):
         self.prepare()
         damping = self.present_damping()
         directions = self.directions(damping)
-        self._clip(directions)
+        self._scale(directions)
         start = None if closure is None or self.steps % levenberg.EVERY else levenberg.begin(closure, self.parameters)
         gradients = {path: self.parameters[path].grad for path in directions}
         try:
@@ -166,8 +166,7 @@ class KFAC(Optimizer):
                 block.follow(self.parameters[block.name].data)
                 block.absorb(decay, step)
         with self._timed("inverses"):
-            begins = step < self.statistics.settings.timing.warm_up and (step + 1) & step == 0      # steps 0, 1, 3, 7, ...
-            timely = begins or step % self.inverse_interval == 0
+            timely = Timing(self.inverse_interval, self.statistics.settings.timing.warm_up).due(step)
             due = [block for block in blocks
                    if block.ready and (block.damping is None or (timely and (block.changed or block.damping != damping)))]
             items = [(block, side, name, matrix) for block in due
@@ -184,9 +183,11 @@ class KFAC(Optimizer):
         return float(value_at(self.damping, self.steps)) * self.rescaled
 
     def directions(self, damping: float | None = None) -> dict[str, Array]:
-        """The gradients divided by F + damping, by path, for the parameters that have a block; in the unit of scale.py. Not clipped."""
+        """The gradients divided by F + damping, by path, for the parameters that have a block, as arrays of their own.
+
+        Neither in the unit that scale.py speaks of, nor clipped.
+        """
         damping = self.present_damping() if damping is None else damping
-        unit = self.statistics.unit
         found: dict[str, Array] = {}
         with self._timed("preconditioning"):
             for block in self.blocks.values():
@@ -197,30 +198,28 @@ class KFAC(Optimizer):
                 if u is None:
                     continue
                 for role, path in block.paths.items():
-                    w = self.parameters[path].data
-                    each = u[role] if unit == 1 else u[role] / unit
-                    found[path] = each if each.dtype == w.dtype else each.astype(w.dtype)
+                    found[path] = u[role].astype(self.parameters[path].dtype, copy=False)
         return found
 
-    def _clip(self, directions: dict[str, Array]) -> None:
-        """Shorten all directions by one factor, so that lr^2 u^T F u <= kl_clip.
+    def _scale(self, directions: dict[str, Array]) -> None:
+        """Bring directions into the unit of scale.py, and shorten them all by one factor so that lr^2 u^T F u <= kl_clip.
 
         u^T F u is bounded by u^T (F + damping) u = u . gradient, which costs no more than reading both.
         """
         with self._timed("preconditioning"):
-            bends = {}
+            unit, bends = self.statistics.unit, {}
             for path, u in directions.items():
-                g, lr = self.parameters[path].grad.data, self._lr(path)                 # type: ignore[union-attr]
-                bends[path] = backend.of(u).vdot(u, g) * (lr * lr / self.statistics.unit)
+                g = self.parameters[path].grad.data                                     # type: ignore[union-attr]   # it had one
+                bends[path] = backend.of(u).vdot(u, g) * (self._lr(path) / unit) ** 2
             total = float(sum(bends.values()))
             if not math.isfinite(total):
                 bad = [path for path, bend in bends.items() if not math.isfinite(float(bend))]
                 raise NumericsError("KFAC: the direction of a step is not finite", parameters=", ".join(bad[:8]),
                                     hint="Find where it begins: run the step under minidl.check_numerics(). Or give more damping.")
             limit = None if self.kl_clip is None else value_at(self.kl_clip, self.steps)
-            if limit is not None and total > limit:
-                for path, u in directions.items():
-                    directions[path] = u * math.sqrt(limit / total)
+            factor = (1.0 if limit is None or total <= limit else math.sqrt(limit / total)) / unit
+            for u in directions.values() if factor != 1 else ():
+                u *= factor
 
     def _lr(self, path: str) -> float:
         """The learning rate of a parameter in this step."""

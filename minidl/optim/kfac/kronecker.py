@@ -120,17 +120,21 @@ class KroneckerBlock(Block):
 
     def squares(self) -> Array:
         """EKFAC: the sum over the examples shown of (Q_l^T M Q_r)^2, M the example's gradient."""
-        total: Any = None
+        bases = [self.division.arrays[side].swapaxes(-1, -2) for side in ("left", "right")]
+        total: Any = 0
         for which in dict.fromkeys(id(shown) for *_, shown in self.shown):                  # pass by pass,
             calls = [self.single(x, gy, function) for x, gy, function, shown in self.shown if id(shown) == which]
             for of_calls in zip(*calls, strict=True):                                       # all calls of the layer in it together
-                m: Any = 0
+                turned: Any = 0
                 for a, g in of_calls:
-                    left, right = (a, g) if self.left == "A" else (g, a)
-                    m = m + left @ right.swapaxes(-1, -2)
-                turned = self.division.arrays["left"].swapaxes(-1, -2) @ m @ self.division.arrays["right"]
-                squares = (turned * turned).sum(axis=0)
-                total = squares if total is None else total + squares
+                    left, right = [q @ each for q, each in zip(bases, (a, g) if self.left == "A" else (g, a))]
+                    if len(of_calls) == 1 and a.shape[-1] == 1:                             # (l r^T)^2 = l^2 (r^2)^T, for all at once
+                        columns = [backend.of(a).moveaxis(each[..., 0] ** 2, 0, -1) for each in (left, right)]
+                        total = total + columns[0] @ columns[1].swapaxes(-1, -2)
+                        break
+                    turned = turned + left @ right.swapaxes(-1, -2)
+                else:
+                    total = total + (turned * turned).sum(axis=0)
         return total
 
     def directions(self, gradients: Gradients, damping: float) -> Gradients | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 
 import numpy as np
 
@@ -43,13 +44,14 @@ class Statistics:
     """The observer of all parameters: makes blocks as it sees layers, and has them collect.
 
     parameters: by path. fisher: one of FISHERS. read: gives the Reading of a loss and its seed, or None. generator: gives the random
-    numbers for one step. step: gives the number of the present one.
+    numbers for one step. step: gives the number of the present one. timed: a context that counts the seconds of a phase.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], fisher: str, settings: Settings,
-                 read: Callable[[Tensor, Array], Reading | None], generator: Callable[[], np.random.Generator], step: Callable[[], int]):
+                 read: Callable[[Tensor, Array], Reading | None], generator: Callable[[], np.random.Generator], step: Callable[[], int],
+                 timed: Callable[[str], AbstractContextManager[None]]):
         self.fisher, self.settings = fisher, settings
-        self.read, self.generator, self.step = read, generator, step
+        self.read, self.generator, self.step, self.timed = read, generator, step, timed
         self.paths = {id(p): path for path, p in parameters.items()}
         self.blocks: dict[str, Block] = {}              # by the path of their first parameter
         self.owner: dict[str, Block] = {}               # by the path of any
@@ -76,6 +78,10 @@ class Statistics:
 
     def before_backward(self, loss: Tensor, seed: Array) -> None:
         """Run the passes of its own, and get ready for the ordinary one."""
+        with self.timed("factors"):
+            self.prepare(loss, seed)
+
+    def prepare(self, loss: Tensor, seed: Array) -> None:
         self.collecting = self.below = None
         reading = self.read(loss, seed) if self.due() else None
         if self.due():
