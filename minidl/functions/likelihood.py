@@ -124,5 +124,6 @@ def single(diagonal: Array) -> Iterator[Array]:
 
 def drawn(draw: Any, shape: tuple[int, ...], z: Array) -> Array:
     """Random numbers of a shape, drawn on the CPU, so that they are the same everywhere, in z's dtype beside z."""
-    numbers = draw(math.prod(shape)).reshape(shape)
-    return backend.asarray(numbers.astype(z.dtype), backend.device_of(z))
+    dtype = "float64" if z.dtype.itemsize == 8 else "float32"
+    numbers = draw(math.prod(shape), dtype=dtype).reshape(shape)
+    return backend.asarray(numbers.astype(z.dtype, copy=False), backend.device_of(z))

@@ -96,10 +96,10 @@ class Block:
         raise NotImplementedError
 
     def remember(self, x: Array, gy: Array) -> None:
-        """See the ordinary pass, in which the gradient is computed."""
+        """See the ordinary pass, in which the gradient is computed, of a block that `wants` to."""
 
     def wants(self) -> bool:
-        """Whether it wants to see ordinary passes."""
+        """Whether it wants to see ordinary passes, in which no statistics are taken."""
         return False
 
     def add(self, name: str, x: Array) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from minidl import backend, kernels
 from minidl.backend import Array
 from minidl.graph import Node
 from minidl.kernels import Window
-from minidl.optim.kfac.blocks import Gradients
+from minidl.optim.kfac.averages import norm
+from minidl.optim.kfac.blocks import Gradients, Pass
 from minidl.optim.kfac.kronecker import KroneckerBlock
 
 PIECE = 2**22           # numbers of single examples' gradients that stand in memory together
@@ -20,6 +23,38 @@ class AffineBlock(KroneckerBlock):
 
     kind = "affine"
     left = "A"
+    small = False                       # whether a minibatch has so few rows that it is cheaper to divide these
+
+    def clear(self) -> None:
+        super().clear()
+        self.rows_seen: list[tuple[Array, Array]] = []              # x and gy of the ordinary passes of this step
+
+    def observe(self, x: Array, gy: Array, op: Node, shown: Pass, step: int) -> None:
+        super().observe(x, gy, op, shown, step)
+        self.small = self.inversion == "cholesky" and cheaper(self.positions(gy), x.shape[-1], gy.shape[-1])
+
+    def wants(self) -> bool:
+        return self.small
+
+    def remember(self, x: Array, gy: Array) -> None:
+        self.rows_seen.append((x.reshape(-1, x.shape[-1]), gy.reshape(-1, gy.shape[-1])))
+
+    # The gradient is X^T Gy, X with a 1 at the end of each row. So A^-1 (X^T Gy) G^-1 = (X A^-1)^T (Gy G^-1), which takes fewer
+    # multiplications where there are fewer rows than inputs and outputs. It is right only as long as nobody has changed the gradient:
+    # clipped it, say, or added another process's. That is looked at, with one random direction.
+    def directions(self, gradients: Gradients, damping: float) -> Gradients | None:
+        seen, m = self.rows_seen, self.matrix(gradients)[0]
+        if seen and len(self.division.arrays) == 2 and cheaper(sum(len(x) for x, _ in seen), *m.shape):
+            xp = backend.of(m)
+            x, gy = (xp.concatenate(each) if len(each) > 1 else each[0] for each in zip(*seen))
+            if "b" in self.paths:
+                x = xp.concatenate((x, xp.ones((len(x), 1), x.dtype)), axis=1)
+            probe = backend.asarray(np.random.default_rng(0).standard_normal(m.shape[1]).astype(m.dtype), backend.device_of(m))
+            expected = x.T @ (gy @ probe)
+            if float(norm(m @ probe - expected)) <= 256 * xp.finfo(m.dtype).eps * float(norm(expected)):
+                left, right = kernels.matmul(x, self.division.arrays["left"][0]), kernels.matmul(gy, self.division.arrays["right"][0])
+                return self.parts(kernels.matmul(left.T, right)[None])
+        return super().directions(gradients, damping)
 
     def moments_of_inputs(self, x: Array, function: Any) -> Array:
         if self.settings.sharing == "reduce":
@@ -146,6 +181,11 @@ class EmbeddingBlock(KroneckerBlock):
 
     def shapes(self, parameters: Gradients) -> dict[str, tuple[int, ...]]:
         return super().shapes(parameters) | {"A": (1, self.options["count"])}
+
+
+def cheaper(rows: int, inputs: int, outputs: int) -> bool:
+    """Whether it takes fewer multiplications to divide the rows of a minibatch than their product, the gradient."""
+    return rows * (inputs * inputs + outputs * outputs + inputs * outputs) < inputs * outputs * (inputs + outputs)
 
 
 def moments(rows: Array, bias: bool = False) -> Array:

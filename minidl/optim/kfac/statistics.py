@@ -129,7 +129,8 @@ class Statistics:
             if block is not None:
                 block.collect(x, gy, op, self.collecting, self.step())
         if self.ordinary:
-            for block in {id(block): block for path in self.leaves(op).values() if (block := self.owner.get(path))}.values():
+            block = self.owner.get(self.leaves(op).get("w", ""))
+            if block is not None and block.wants() and isinstance(op.function, Affine):
                 block.remember(x, gy)
 
     def finish(self) -> None:
