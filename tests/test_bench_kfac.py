@@ -161,10 +161,12 @@ class TestTuning:
         return [(result["settings"]["slope"], result["end"], result["steps"]) for result in found]
 
     def test_the_best_comes_first_and_what_cannot_beat_it_is_cut_off(self, monkeypatch):
-        assert self.tried(monkeypatch, 1, 2, 0, 1.5) == [(2, "ran", 40), (1, "ran", 70), (1.5, "cut off", 30), (0, "failed", 0)]
+        assert self.tried(monkeypatch, 1, 2, 0, 1.5) == [(2, "ran", [40, 40]), (1, "ran", [70, 70]), (1.5, "cut off", [30, 30]),
+                                                         (0, "failed", [0, 0])]
 
     def test_nothing_is_cut_off_before_a_try_reached_everything(self, monkeypatch):
-        assert self.tried(monkeypatch, 0.1, 0.2, 0) == [(0.2, "ran", 100), (0.1, "ran", 100), (0, "failed", 0)]
+        assert self.tried(monkeypatch, 0.1, 0.2, 0) == [(0.2, "ran", [100, 100]), (0.1, "ran", [100, 100]),
+                                                       (0, "failed", [0, 0])]
 
 
 class TestFlops:
@@ -276,7 +278,7 @@ class TestResults:
     def test_a_section_for_the_readme(self):
         text = section.markdown(found(WON, {"lenet": timed(1.3)}), "kfac.svg")
         assert text.startswith("![") and "(kfac.svg)" in text and "a processor" in text
-        assert "| KFAC | 60 | 48.0 | 24.0 | 1.00 | 0.40 | 0.40 |" in text
+        assert "| KFAC | 60 | 1.00 | 48.0 | 0.40 | 24.0 | 0.40 |" in text
         assert "1 failed" in text and "it does not win in all of them" in text and "| features.0 |" in text
 
     def test_a_picture(self, tmp_path):
@@ -301,7 +303,7 @@ class TestCommand:
         shown = capsys.readouterr().out
         assert "until 243" in shown and "K-FAC until 236" in shown
         script().main(["--from", str(file), "--markdown"])
-        assert "| KFAC | 60 | 48.0 |" in capsys.readouterr().out
+        assert "| KFAC | 60 | 1.00 | 48.0 |" in capsys.readouterr().out
 
     def test_an_unknown_method_is_told(self):
         with pytest.raises(SystemExit, match="bench_kfac: 'adams' is no method"):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bench.picture import INK, QUIET
+from bench.results import digits
 from kfac.results import PEER, median, numbers
 
 COLOURS = {"sgd": "#8250df", "adam": "#1f6feb", "kfac": "#e8590c", "kfac-1": "#f5a97f"}
@@ -46,8 +47,9 @@ def curves(panel: Any, w: dict[str, Any], what: str) -> None:
     right = edge(w, what, lines)
     for target in w["targets"]:
         panel.axhline(target, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-        panel.annotate(f"{target:g}", (1, target), xycoords=("axes fraction", "data"), xytext=(-3, 3), textcoords="offset points",
-                       ha="right", fontsize=8.5, color=QUIET, annotation_clip=True, in_layout=False)
+        side = "right" if w["falls"] else "left"            # where no curve is
+        panel.annotate(f"{target:g}", (side == "right", target), xycoords=("axes fraction", "data"), annotation_clip=True, in_layout=False,
+                       xytext=(-3 if side == "right" else 3, 3), textcoords="offset points", ha=side, fontsize=8.5, color=QUIET)
     late = 0
     for name, (x, low, middle, high) in lines.items():
         behind = name != "kfac"
@@ -58,7 +60,7 @@ def curves(panel: Any, w: dict[str, Any], what: str) -> None:
             if at <= right:
                 panel.plot([at], [target], "o", color=COLOURS[name], markersize=6.5, markeredgecolor="white", markeredgewidth=1, zorder=7)
             elif i == len(w["targets"]) - 1:
-                text = f"{w['methods'][name]['title']}: {target:g} " + (f"at {at:.3g} →" if at < math.inf else "not reached")
+                text = f"{w['methods'][name]['title']}: {target:g} " + (f"at {digits(at)} →" if at < math.inf else "not reached")
                 panel.annotate(text, (1, 0.5), xycoords="axes fraction", xytext=(-4, 13 * late), textcoords="offset points", ha="right",
                                fontsize=8.5, color=COLOURS[name], zorder=8, in_layout=False)
                 late += 1
@@ -95,4 +97,4 @@ def heights(w: dict[str, Any], lines: dict[str, tuple[np.ndarray, ...]]) -> tupl
         best = min(float(values.min()), last)
         return best - 0.06 * (first - best), min(float(values.max()), first + 6 * max(first - best, 1))
     best = max(float(values.max()), last)
-    return max(float(values.min()), last - 0.13), best + 0.008
+    return max(float(values.min()), last - 0.085), best + 0.008

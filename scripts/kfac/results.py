@@ -88,10 +88,6 @@ def amount(w: dict[str, Any], value: float) -> str:
     return f"{value:.0f}" if w["counted"] == "steps" else f"{value:.1f}"
 
 
-def seconds(value: float) -> str:
-    return digits(value)
-
-
 def add_rows(shown: Table, rows: list[tuple[str, ...]]) -> Table:
     for row in rows:
         shown.add_row(*row)
@@ -99,22 +95,27 @@ def add_rows(shown: Table, rows: list[tuple[str, ...]]) -> Table:
 
 
 def figures(w: dict[str, Any]) -> Iterator[tuple[float, list[tuple[str, ...]]]]:
-    """For each target a row a method: its name, steps or epochs, CPU seconds, seconds by the clock, both over Adam's."""
+    """For each target a row a method: its name, then steps or epochs, CPU seconds, seconds by the clock, each with its share of Adam's."""
     for i, target in enumerate(w["targets"]):
         rows = []
         for name, m in w["methods"].items():
-            ratios = [over(w, name, PEER, i, what) for what in ("counted", "cpu", "wall")]
-            rows.append((m["title"], among(numbers(w, name, i, "counted"), lambda value: amount(w, value)),
-                         among(numbers(w, name, i, "cpu"), seconds), among(numbers(w, name, i, "wall"), seconds),
-                         *("-" if ratio is None or ratio == NEVER else f"{ratio:.2f}" for ratio in ratios)))
+            cells = [m["title"]]
+            for what, show in (("counted", lambda value: amount(w, value)), ("cpu", digits), ("wall", digits)):
+                ratio = over(w, name, PEER, i, what)
+                cells += [among(numbers(w, name, i, what), show), "-" if ratio in (None, 0, NEVER) else f"{ratio:.2f}"]
+            rows.append(tuple(cells))
         yield target, rows
+
+
+def heads(w: dict[str, Any]) -> list[str]:
+    return [w["counted"], "/ Adam", "CPU s", "/ Adam", "s", "/ Adam"]
 
 
 def table(w: dict[str, Any]) -> Table:
     """A workload's: what each method needed until each target."""
-    shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, title_justify="left", title_style="bold",
+    shown = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left", title_style="bold",
                   title=f"{w['title']}: {w['measure']}, minibatches of {w['batch']}")
-    add_columns(shown, "", f">{w['counted']}", ">CPU s", ">s", f">{w['counted']} / Adam", ">CPU / Adam", ">s / Adam")
+    add_columns(shown, "", *(f">{head}" for head in heads(w)))
     for target, rows in figures(w):
         shown.add_row(f"[bold]until {target:g}[/]")
         add_rows(shown, rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kfac.results import LAYER_HEADS, STEP_HEADS, circumstances, figures, layer_rows, settings, step_rows, verdicts
+from kfac.results import LAYER_HEADS, STEP_HEADS, circumstances, figures, heads, layer_rows, settings, step_rows, verdicts
 
 
 def markdown(results: dict[str, Any], picture: str = "") -> str:
@@ -12,9 +12,8 @@ def markdown(results: dict[str, Any], picture: str = "") -> str:
     lines = [f"![Loss and accuracy over steps and over CPU time, for SGD, Adam and K-FAC]({picture})", ""] if picture else []
     for w in results["workloads"].values():
         lines += [f"**{w['title']}**, {w['measure']}, minibatches of {w['batch']}.", *verdicts(w), ""]
-        heads = [f"{w['counted']} (from-to)", "CPU seconds", "seconds", f"{w['counted']} / Adam", "CPU / Adam", "seconds / Adam"]
         for target, rows in figures(w):
-            lines += table(f"until {target:g}", heads, rows)
+            lines += table(f"until {target:g}", heads(w), rows)
     if results["steps"]:
         interval = next(iter(results["steps"].values()))["interval"]
         lines += [f"A step in the mean, where K-FAC renews its factors and inverses every {interval}, and what it adds by parts; the rest "
@@ -35,7 +34,7 @@ def markdown(results: dict[str, Any], picture: str = "") -> str:
     return "\n".join([*lines, *(f"{line}." for line in circumstances(results))]).strip() + "\n"
 
 
-def table(corner: str, heads: list[str], rows: list[tuple[str, ...]]) -> list[str]:
+def table(corner: str, columns: list[str], rows: list[tuple[str, ...]]) -> list[str]:
     """A table whose numbers stand to the right."""
-    return [f"| {corner} | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads),
+    return [f"| {corner} | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns),
             *("| " + " | ".join(row) + " |" for row in rows), ""]

@@ -1,8 +1,9 @@
 """The settings tried for a method: as many for each, ranked by one rule, and cut off by one rule.
 
-The tries are ranked by how many targets they reached, then by the steps to all of them together, then by the last value. One that
-cannot come before the best any more is cut off. Steps, not seconds: a method's steps take the same time with all its settings, and what
-else the machine does has no say.
+Each try is two runs, so that no method is left with settings that are fast with one seed and fail with the next. The tries are ranked by
+how many targets they missed, then by the steps to all that they reached together, then by the last values. One that cannot come before
+the best any more is cut off. Steps, not seconds: a method's steps take the same time with all its settings, and what else the machine
+does has no say.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from kfac.methods import Method
 from kfac.runs import Run
 from kfac.workloads import Problem
 
-SEED = 0                    # the runs that count have others
+SEEDS = (101, 102)          # the runs that count have others
 
 
 def tune(problem: Problem, method: Method, tries: int, limit: int, told: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
@@ -22,32 +23,39 @@ def tune(problem: Problem, method: Method, tries: int, limit: int, told: Callabl
     found: list[tuple[tuple, dict[str, Any]]] = []
     for number, settings in enumerate(method.draw(problem.workload.name, tries)):
         told(f"{method.title}, try {number + 1} of {tries}: {said(settings)}")
-        run = Run(problem, method, settings, SEED, limit)
+        runs = [Run(problem, method, settings, seed, limit) for seed in SEEDS]
         best = min((place for place, _ in found), default=None)
         cut = False
-        while not run.over and not cut:
-            run.go_on()
-            cut = best is not None and not run.over and hopeless(run, best)
-        found.append((rank(run, cut), {"settings": settings, "end": "failed" if run.failed else "cut off" if cut else "ran", "why": run.why,
-                                       "steps": run.step, "reached": run.reached, "value": run.curve.values[-1]}))
+        while not cut and not any(run.failed for run in runs) and (going := [run for run in runs if not run.over]):
+            for run in going:
+                run.go_on()
+            cut = best is not None and hopeless(runs, best)
+        why = next((run.why for run in runs if run.failed), "")
+        found.append((rank(runs, cut), {
+            "settings": settings, "end": "failed" if why else "cut off" if cut else "ran", "why": why, "steps": [run.step for run in runs],
+            "reached": [run.reached for run in runs], "values": [run.curve.values[-1] for run in runs]}))
     return [result for _, result in sorted(found, key=lambda pair: pair[0])]
 
 
-def rank(run: Run, cut: bool = False) -> tuple:
-    """Of two runs, the better one has the smaller."""
-    last = run.curve.values[-1]
-    return run.failed, cut, run.reached.count(None), total(run, 0), last if run.problem.workload.falls else -last
+def rank(runs: list[Run], cut: bool = False) -> tuple:
+    """Of two tries, the better one has the smaller."""
+    last = sum(run.curve.values[-1] for run in runs)
+    return any(run.failed for run in runs), cut, missing(runs), total(runs), last if runs[0].problem.workload.falls else -last
 
 
-def total(run: Run, otherwise: int) -> float:
-    """The steps to all targets together, where one that is not reached counts as `otherwise`."""
-    return sum(each["step"] if each else otherwise for each in run.reached)
+def missing(runs: list[Run]) -> int:
+    return sum(run.reached.count(None) for run in runs)
 
 
-def hopeless(run: Run, best: tuple) -> bool:
-    """Whether a run is behind the best, even if it reached all that is missing at its next measurement."""
-    _, _, missing, steps, _ = best
-    return not missing and total(run, run.problem.measured_at(len(run.curve.steps))) >= steps
+def total(runs: list[Run]) -> float:
+    """The steps to all targets together, where one that is missing counts as if it came at the next measurement."""
+    return sum(each["step"] if each else run.problem.measured_at(len(run.curve.steps)) for run in runs for each in run.reached)
+
+
+def hopeless(runs: list[Run], best: tuple) -> bool:
+    """Whether a try is no better than the best, even if it reached all that is missing at its next measurement."""
+    failed, _, missed, steps, _ = best
+    return not failed and not missed and missing(runs) > 0 and total(runs) >= steps
 
 
 def said(settings: dict[str, Any]) -> str:
