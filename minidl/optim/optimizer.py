@@ -36,6 +36,7 @@ class Optimizer:
     """
 
     elementwise = True          # False: `update` needs whole arrays, with their shape
+    seconds: dict[str, float] = {}          # spent so far, by phase, where a kind counts them
 
     def __init__(self, model: Parameters, groups: Mapping[str, Mapping[str, Any]] | None = None, **options: Any):
         self.parameters = parameters_of(type(self).__name__, model)

@@ -67,7 +67,7 @@ def cholesky_inverse(m: Array) -> Array | None:
     found = [inverse(each) for each in m]
     if any(each is None for each in found):
         return None
-    return found[0][None] if len(found) == 1 else xp.stack(found)       # type: ignore[index, arg-type]   # none is None
+    return found[0][None] if len(found) == 1 else xp.stack(found)       # type: ignore[index]   # none is None
 
 
 # (P  Q^T)^-1     (P^-1 + W^T T   -T^T)
