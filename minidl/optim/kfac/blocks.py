@@ -7,7 +7,7 @@ kind to kind: Kronecker factors in kronecker.py, single units in units.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from minidl import backend
@@ -34,14 +34,14 @@ class Pass:
     """What a backward pass is to the blocks that it shows things to.
 
     examples: in the minibatch; None if only each layer's own first axis is known, and the loss is taken to be a mean over it. gain: what
-    a gradient is to be multiplied by to be an example's own. inputs, gradients: which of the two are to be taken in: of several passes
-    over one graph, the inputs only once.
+    a gradient is to be multiplied by to be an example's own. gradients: whether these are to be taken in, or inputs alone. nodes: the
+    numbers of the Nodes whose inputs were taken in; passes over the same graph share the set.
     """
 
     examples: int | None = None
     gain: float = 1.0
-    inputs: bool = True
     gradients: bool = True
+    nodes: set[int] = field(default_factory=set)
 
 
 class Block:
@@ -75,7 +75,7 @@ class Block:
         self.sums: dict[str, Any] = {}
         self.examples: int = 0
         self.rows: int = 0                      # positions at which the layer was applied, over all examples
-        self.latest: Pass | None = None
+        self.counted: set[int] | None = None    # the nodes of the graph whose examples were counted last
 
     def due(self, name: str, step: int) -> bool:
         """Whether an average is to be renewed at this step."""
@@ -84,15 +84,17 @@ class Block:
     def collect(self, x: Array, gy: Array, op: Node, shown: Pass, step: int) -> None:
         """Take in a layer's input and the gradient at its output."""
         own = len(gy)
-        if shown.inputs and shown is not self.latest:               # a layer used twice in a graph has not twice as many examples
+        fresh = op.order not in shown.nodes
+        shown.nodes.add(op.order)
+        if fresh and shown.nodes is not self.counted:               # a layer used twice in a graph has not twice as many examples
             self.examples += own if shown.examples is None else shown.examples
-            self.latest = shown
+            self.counted = shown.nodes
         gain = shown.gain * (own if shown.examples is None else 1)
         x, gy = wide(x), wide(gy)
-        self.observe(x, gy if gain == 1 or not shown.gradients else gy * gain, op, shown, step)
+        self.observe(x, gy if gain == 1 or not shown.gradients else gy * gain, op, shown, fresh, step)
 
-    def observe(self, x: Array, gy: Array, op: Node, shown: Pass, step: int) -> None:
-        """Add to the sums: every kind writes its own."""
+    def observe(self, x: Array, gy: Array, op: Node, shown: Pass, fresh: bool, step: int) -> None:
+        """Add to the sums: every kind writes its own. fresh: whether the input has not been taken in yet."""
         raise NotImplementedError
 
     def remember(self, x: Array, gy: Array) -> None:
@@ -101,6 +103,9 @@ class Block:
     def wants(self) -> bool:
         """Whether it wants to see ordinary passes, in which no statistics are taken."""
         return False
+
+    def forget(self) -> None:
+        """Forget what was remembered."""
 
     def add(self, name: str, x: Array) -> None:
         """Add to one of the sums; x is the sum's from then on."""
@@ -115,8 +120,7 @@ class Block:
 
     def absorb(self, decay: float, step: int) -> None:
         """Take the sums into the running averages."""
-        for name in [name for name in self.factors if name in self.sums]:
-            x = self.sums[name]
+        for name, x in self.sums.items():
             x *= 1 / max(self.divisor(name), 1)
             self.averages[name].add(x, decay, step, self.settings.timing.interval == "adaptive")
             self.changed = True
@@ -132,9 +136,10 @@ class Block:
         """Matrices that shall be inverted, each with what is to be added to its diagonal first."""
         return {}
 
-    def factor_names(self) -> tuple[str, ...]:
+    @property
+    def side_names(self) -> dict[str, str]:
         """What these are called in reports."""
-        return ()
+        return {}
 
     def renew(self, inverses: dict[str, Array | None], damping: float) -> None:
         """Take the inverses, and make whatever else it divides by."""

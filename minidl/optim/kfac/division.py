@@ -37,7 +37,7 @@ class Cholesky:
                 wanted[name] = (factor, more)
         return wanted
 
-    def renew(self, left: Array, right: Array, inverses: dict[str, Array | None], names: tuple[str, str], report: Report) -> None:
+    def renew(self, left: Array, right: Array, inverses: dict[str, Array | None], names: dict[str, str], report: Report) -> None:
         """Take new inverses. None stands for one that could not be made, now or before."""
         self.arrays |= {name: inverse for name, inverse in inverses.items() if inverse is not None}
 
@@ -57,15 +57,15 @@ class Eigen:
     def to_invert(self, left: Array, right: Array, damping: float) -> dict[str, tuple[Array, Array]]:
         return {}
 
-    def renew(self, left: Array, right: Array, inverses: dict[str, Array | None], names: tuple[str, str], report: Report) -> None:
+    def renew(self, left: Array, right: Array, inverses: dict[str, Array | None], names: dict[str, str], report: Report) -> None:
         """Find the eigenvectors. Where that fails, those of before stay."""
         found: dict[str, Array] = {}
         values = []
-        for side, factor, name in zip(("left", "right"), (left, right), names):
+        for side, factor in zip(("left", "right"), (left, right)):
             if factor.ndim == 2:
                 values.append(factor)
                 continue
-            pair = eigen(name, factor, "curvature" in self.arrays, report)
+            pair = eigen(names[side], factor, "curvature" in self.arrays, report)
             if pair is None:
                 return
             values.append(pair[0])

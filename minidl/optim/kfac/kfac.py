@@ -122,9 +122,7 @@ class KFAC(Optimizer):
     def zero_grad(self) -> None:
         """Forget all gradients, and the statistics that came with them."""
         self.inner.zero_grad()
-        self._generator = None
-        for block in self.blocks.values():
-            block.clear()
+        self._forget()
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:
         """Update every parameter that has a gradient and is not frozen; gradients stay as they are.
@@ -147,10 +145,7 @@ class KFAC(Optimizer):
                 self.parameters[path].grad = grad
         if closure is not None and start is not None:
             self.rescaled *= levenberg.factor(start, closure, self.parameters, self.blocks.values(), damping, self.statistics.weight)
-        for block in self.blocks.values():
-            block.clear()
-        self.statistics.finish()
-        self._generator = None
+        self._forget()
         if not self.told:
             self.told = True
             if self.plain:
@@ -169,14 +164,22 @@ class KFAC(Optimizer):
             timely = Timing(self.inverse_interval, self.statistics.settings.timing.warm_up).due(step)
             due = [block for block in blocks
                    if block.ready and (block.damping is None or (timely and (block.changed or block.damping != damping)))]
-            items = [(block, side, name, matrix) for block in due
-                     for name, (side, matrix) in zip(block.factor_names(), block.to_invert(damping).items())]
-            found = inverted([(name, *matrix) for _, _, name, matrix in items], self._report)
+            items = [(block, side, matrix) for block in due for side, matrix in block.to_invert(damping).items()]
+            found = inverted([(block.side_names[side], *matrix) for block, side, matrix in items], self._report)
             for block in due:
-                block.renew({side: inverse for (owner, side, _, _), inverse in zip(items, found) if owner is block}, damping)
+                block.renew({side: inverse for (owner, side, _), inverse in zip(items, found) if owner is block}, damping)
         with self._timed("factors"):
             for block in blocks:
                 block.refine(decay)
+                block.clear()
+
+    def _forget(self) -> None:
+        """A step is over, or will not be made."""
+        self._generator = None
+        self.statistics.weighed = False
+        for block in self.blocks.values():
+            block.clear()
+            block.forget()
 
     def present_damping(self) -> float:
         """The damping of this step."""

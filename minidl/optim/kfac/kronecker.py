@@ -79,8 +79,8 @@ class KroneckerBlock(Block):
         super().clear()
         self.shown: list[tuple[Array, Array, Any, Pass]] = []      # EKFAC looks at it again, when there is a basis
 
-    def observe(self, x: Array, gy: Array, op: Node, shown: Pass, step: int) -> None:
-        if shown.inputs:
+    def observe(self, x: Array, gy: Array, op: Node, shown: Pass, fresh: bool, step: int) -> None:
+        if fresh:
             self.rows += self.positions(gy)
             if self.due("A", step):
                 self.add("A", self.moments_of_inputs(x, op.function))
@@ -100,16 +100,16 @@ class KroneckerBlock(Block):
         """The factor on the left, and that on the right."""
         return ("A", "G") if self.left == "A" else ("G", "A")
 
-    def factor_names(self) -> tuple[str, str]:
-        """For reports."""
-        return f"factor {self.sides[0]} of {self.name}", f"factor {self.sides[1]} of {self.name}"
+    @property
+    def side_names(self) -> dict[str, str]:
+        return {side: f"factor {name} of {self.name}" for side, name in zip(("left", "right"), self.sides)}
 
     def to_invert(self, damping: float) -> dict[str, tuple[Array, Array]]:
         return self.division.to_invert(*(self.averages[name].value for name in self.sides), damping)
 
     def renew(self, inverses: dict[str, Array | None], damping: float) -> None:
         left, right = (self.averages[name].value for name in self.sides)
-        self.division.renew(left, right, inverses, self.factor_names(), self.settings.report)
+        self.division.renew(left, right, inverses, self.side_names, self.settings.report)
         super().renew(inverses, damping)
 
     def refine(self, decay: float) -> None:

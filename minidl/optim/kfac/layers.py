@@ -12,7 +12,7 @@ from minidl.backend import Array
 from minidl.graph import Node
 from minidl.kernels import Window
 from minidl.optim.kfac.averages import norm
-from minidl.optim.kfac.blocks import Gradients, Pass
+from minidl.optim.kfac.blocks import Gradients, Pass, Settings
 from minidl.optim.kfac.kronecker import KroneckerBlock
 
 PIECE = 2**22           # numbers of single examples' gradients that stand in memory together
@@ -25,12 +25,15 @@ class AffineBlock(KroneckerBlock):
     left = "A"
     small = False                       # whether a minibatch has so few rows that it is cheaper to divide these
 
-    def clear(self) -> None:
-        super().clear()
+    def __init__(self, paths: dict[str, str], options: dict[str, Any], settings: Settings):
+        super().__init__(paths, options, settings)
         self.rows_seen: list[tuple[Array, Array]] = []              # x and gy of the ordinary passes of this step
 
-    def observe(self, x: Array, gy: Array, op: Node, shown: Pass, step: int) -> None:
-        super().observe(x, gy, op, shown, step)
+    def forget(self) -> None:
+        self.rows_seen = []
+
+    def observe(self, x: Array, gy: Array, op: Node, shown: Pass, fresh: bool, step: int) -> None:
+        super().observe(x, gy, op, shown, fresh, step)
         self.small = self.inversion == "cholesky" and cheaper(self.positions(gy), x.shape[-1], gy.shape[-1])
 
     def wants(self) -> bool:

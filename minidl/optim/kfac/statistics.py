@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
@@ -79,37 +79,34 @@ class Statistics:
     def before_backward(self, loss: Tensor, seed: Array) -> None:
         """Run the passes of its own, and get ready for the ordinary one."""
         with self.timed("factors"):
-            self.prepare(loss, seed)
-
-    def prepare(self, loss: Tensor, seed: Array) -> None:
-        self.collecting = self.below = None
-        reading = self.read(loss, seed) if self.due() else None
-        if self.due():
-            self.unit = 1.0 if reading is None else reading.unit
-            weight = 1.0 if reading is None else reading.examples / reading.gain
-            self.weight, self.weighed = weight + self.weight * self.weighed, True
-            if reading is None:                         # nothing is known of this loss
-                self.collecting = Pass(gain=1 / max(abs(float(seed.sum())), 1e-30))
-            elif self.fisher == "empirical" or not self.due("G", "F"):
-                roots = [(part.logits.node, part.logits.index) for part in reading.parts if part.logits.node is not None]
-                self.below = {node.order for node in reached(roots)}
-                self.collecting = Pass(reading.examples, reading.gain, gradients=self.fisher == "empirical")
-            else:
-                self.own_passes(reading)
+            self.begin(loss, seed)
         self.ordinary, self.latest = True, -1
 
-    def own_passes(self, reading: Reading) -> None:
-        """Passes for the Fisher matrix alone, from scores at the logits."""
-        if self.fisher == "sampled":
+    def begin(self, loss: Tensor, seed: Array) -> None:
+        """Find out what the pass is about, and run those that must come before it."""
+        self.collecting = self.below = None
+        if not self.due():
+            return
+        reading = self.read(loss, seed)
+        if reading is None:                             # nothing is known of this loss
+            self.unit = self.weight = 1.0
+            self.collecting = Pass(gain=1 / max(abs(float(seed.sum())), 1e-30))
+            return
+        self.unit = reading.unit
+        self.weight, self.weighed = reading.examples / reading.gain + self.weight * self.weighed, True
+        if self.fisher == "empirical" or not self.due("G", "F"):
+            roots = [(part.logits.node, part.logits.index) for part in reading.parts if part.logits.node is not None]
+            self.below = {node.order for node in reached(roots)}
+            self.collecting = Pass(reading.examples, reading.gain, gradients=self.fisher == "empirical")
+        elif self.fisher == "sampled":
             generator = self.generator()
             scores = [part.likelihood.sampled(part.logits.data, generator) * part.root for part in reading.parts]
             self.own_pass([part.logits for part in reading.parts], scores, Pass(reading.examples))
-            return
-        first = True
-        for part in reading.parts:
-            for root in part.likelihood.roots(part.logits.data):
-                self.own_pass([part.logits], [root * part.root], Pass(reading.examples, inputs=first))
-                first = False
+        else:
+            nodes: set[int] = set()                     # whose inputs were taken in: once, whatever the number of passes
+            for part in reading.parts:
+                for root in part.likelihood.roots(part.logits.data):
+                    self.own_pass([part.logits], [root * part.root], Pass(reading.examples, nodes=nodes))
 
     def own_pass(self, logits: list[Tensor], scores: list[Array], shown: Pass) -> None:
         """One of them."""
@@ -127,15 +124,12 @@ class Statistics:
         if self.collecting is not None and (self.below is None or op.order in self.below):
             block = self.block_of(op)
             if block is not None:
-                block.collect(x, gy, op, self.collecting, self.step())
+                with self.timed("factors") if self.ordinary else nullcontext():             # the time of passes of its own is counted
+                    block.collect(x, gy, op, self.collecting, self.step())
         if self.ordinary:
             block = self.owner.get(self.leaves(op).get("w", ""))
             if block is not None and block.wants() and isinstance(op.function, Affine):
                 block.remember(x, gy)
-
-    def finish(self) -> None:
-        """The step is over."""
-        self.weighed = False
 
     # Which block a layer belongs to
 

@@ -22,7 +22,7 @@ class UnitBlock(Block):
     roles = ("gamma", "beta")
     factors = ("F",)
 
-    def observe(self, x: Array, gy: Array, op: Node, shown: Pass, step: int) -> None:
+    def observe(self, x: Array, gy: Array, op: Node, shown: Pass, fresh: bool, step: int) -> None:
         if shown.gradients and self.due("F", step):
             by = dict(zip(self.roles, self.single(x, gy, op)))
             rows = [by[role] for role in self.roles if role in self.paths]
