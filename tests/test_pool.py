@@ -45,6 +45,25 @@ class TestThreads:
         with pytest.raises(ArgumentError, match=says(f"threads: count is {count!r}", "at least 1")), pool.threads(count):
             pass
 
+    @pytest.mark.process
+    def test_a_library_that_is_loaded_later_gets_one_too(self):
+        program = """if True:
+            import numpy, threadpoolctl
+            from minidl import pool
+            from minidl.optim.kfac.inverses import scipys
+            def counts():
+                return [library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
+            with pool.threads(2):
+                before = len(counts())
+                loaded = scipys() is not None
+                assert set(counts()) == {1}, counts()
+            after = counts()
+            assert set(after) != {1} or pool.cores() == 1, after
+            print("loaded" if loaded and len(after) > before else "nothing new")"""
+        found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120).stdout.strip()
+        if found != "loaded":
+            pytest.skip("SciPy brings no linear algebra library of its own here")
+
     def test_without_threadpoolctl(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "threadpoolctl", None)
         with pytest.raises(MissingExtra, match=says("threads: needs threadpoolctl", "minidl[fast]")), pool.threads(2):
