@@ -58,7 +58,8 @@ def curves(panel: Any, w: dict[str, Any], what: str) -> None:
         for i, target in enumerate(w["targets"]):
             at = median(numbers(w, name, i, what))
             if at <= right:
-                panel.plot([at], [target], "o", color=COLOURS[name], markersize=6.5, markeredgecolor="white", markeredgewidth=1, zorder=7)
+                panel.plot([at], [target], "o", color=COLOURS[name], markersize=6.5, markeredgecolor="white", markeredgewidth=1,
+                           zorder=7 + (not behind))
             elif i == len(w["targets"]) - 1:
                 text = f"{w['methods'][name]['title']}: {target:g} " + (f"at {digits(at)} →" if at < math.inf else "not reached")
                 panel.annotate(text, (1, 0.5), xycoords="axes fraction", xytext=(-4, 13 * late), textcoords="offset points", ha="right",
@@ -95,6 +96,6 @@ def heights(w: dict[str, Any], lines: dict[str, tuple[np.ndarray, ...]]) -> tupl
     first, last = w["targets"][0], w["targets"][-1]
     if w["falls"]:
         best = min(float(values.min()), last)
-        return best - 0.06 * (first - best), min(float(values.max()), first + 6 * max(first - best, 1))
+        return best - 0.06 * (first - best), min(float(values.max()), first + 2.2 * max(first - best, 15))
     best = max(float(values.max()), last)
     return max(float(values.min()), last - 0.085), best + 0.008

@@ -17,7 +17,7 @@ def markdown(results: dict[str, Any], picture: str = "") -> str:
     if results["steps"]:
         interval = next(iter(results["steps"].values()))["interval"]
         lines += [f"A step in the mean, where K-FAC renews its factors and inverses every {interval}, and what it adds by parts; the rest "
-                  "happens in the backward pass: the labels drawn, the pass for them, and what is collected there:", ""]
+                  "is what its step takes above SGD's and these:", ""]
         for s in results["steps"].values():
             lines += table(s["title"], list(STEP_HEADS), step_rows(s))
         for s in results["steps"].values():
