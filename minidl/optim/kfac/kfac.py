@@ -154,22 +154,24 @@ class KFAC(Optimizer):
 
     def prepare(self) -> None:
         """Take the statistics of this step into the averages, and renew what is divided by where it is time."""
-        step, blocks = self.steps, list(self.blocks.values())
+        step, blocks = self.steps, self.blocks.values()
         decay, damping = value_at(self.factor_decay, step), self.present_damping()
+        shown = [block for block in blocks if block.sums]
         with self._timed("factors"):
             for block in blocks:
                 block.follow(self.parameters[block.name].data)
+            for block in shown:
                 block.absorb(decay, step)
+        timely = Timing(self.inverse_interval, self.statistics.settings.timing.warm_up).due(step)
+        due = [block for block in blocks
+               if block.ready and (block.damping is None or (timely and (block.changed or block.damping != damping)))]
         with self._timed("inverses"):
-            timely = Timing(self.inverse_interval, self.statistics.settings.timing.warm_up).due(step)
-            due = [block for block in blocks
-                   if block.ready and (block.damping is None or (timely and (block.changed or block.damping != damping)))]
             items = [(block, side, matrix) for block in due for side, matrix in block.to_invert(damping).items()]
             found = inverted([(block.side_names[side], *matrix) for block, side, matrix in items], self._report)
             for block in due:
                 block.renew({side: inverse for (owner, side, _), inverse in zip(items, found) if owner is block}, damping)
         with self._timed("factors"):
-            for block in blocks:
+            for block in shown:
                 block.refine(decay)
                 block.clear()
 
