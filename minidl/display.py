@@ -71,10 +71,13 @@ class Display(Callback):
         """What will be done."""
         self.console.print()
         for word, text in self.plan:
-            lines = textwrap.wrap(text, max(20, self.console.width - 14), break_long_words=False, break_on_hyphens=False)
-            text = ("\n" + " " * 13).join(lines)
-            self.console.print(Text.assemble((f"  {word:<11}", "bold cyan"), text), soft_wrap=True)
+            self.console.print(Text.assemble((f"  {word:<11}", "bold cyan"), self.wrapped(text, 13)), soft_wrap=True)
         self.console.print()
+
+    def wrapped(self, text: str, indent: int) -> str:
+        """A text in lines that fit, all but the first of them indented."""
+        lines = textwrap.wrap(text, max(20, self.console.width - indent - 1), break_long_words=False, break_on_hyphens=False)
+        return ("\n" + " " * indent).join(lines)
 
     def step(self, run: Run, loss: float) -> None:
         """Move the bar."""
@@ -122,6 +125,10 @@ class Display(Callback):
     def say(self, text: str, style: str = "") -> None:
         """A sentence between the lines."""
         self.console.print("  " + text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    def remark(self, text: str) -> None:
+        """Something to know, between the lines: longer than a line perhaps."""
+        self.say(self.wrapped(text, 2), "yellow")
 
 
 def closing_table(history: Sequence[dict[str, Any]]) -> list[tuple[tuple[str, str, str, str], str]]:

@@ -77,7 +77,8 @@ def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int 
     whose gradients are added, to save memory. clip: the largest norm that the gradient may have.
     resume: arrays and rest of a checkpoint (`Run.state`), to go on from there.
     The metrics are epoch, train_loss, train_accuracy, test_loss, test_accuracy (None where there is no such thing), seconds (of the
-    training part) and images_per_second. NumericsError, naming the step, as soon as the loss is not finite: before the update.
+    training part), images_per_second, and of an optimizer that counts phases their seconds, as in factors_seconds. NumericsError, naming
+    the step, as soon as the loss is not finite: before the update.
 
     >>> from minidl import data, models, optim
     >>> train, test = data.load("digits")
@@ -121,7 +122,7 @@ def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int 
             run.seen += len(x)
             run.minibatch += 1
             run.step += 1
-            run.seconds += time.perf_counter() - started
+            run.time(time.perf_counter() - started)
             for callback in callbacks:
                 callback.step(run, total)
             started = time.perf_counter()
@@ -146,9 +147,10 @@ def end_epoch(run: Run, test: Any, objective: Objective, callbacks: Sequence[Cal
         "test_accuracy": test_accuracy,
         "seconds": run.seconds,
         "images_per_second": run.seen / max(run.seconds, 1e-9),
+        **{f"{name}_seconds": seconds for name, seconds in run.phases.items()},
     }
     run.history.append(metrics)
-    run.epoch, run.minibatch, run.loss, run.seen, run.seconds = run.epoch + 1, 0, 0.0, 0, 0.0
+    run.epoch, run.minibatch, run.loss, run.seen, run.seconds, run.phases = run.epoch + 1, 0, 0.0, 0, 0.0, {}
     run.right = None if run.right is None else 0
     for callback in callbacks:
         callback.epoch(run, metrics)

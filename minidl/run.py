@@ -21,7 +21,7 @@ from minidl.errors import CheckpointError
 from minidl.nn import Module
 from minidl.optim import Optimizer
 
-NUMBERS = ("epoch", "minibatch", "step", "loss", "right", "seen", "seconds", "history")
+NUMBERS = ("epoch", "minibatch", "step", "loss", "right", "seen", "seconds", "phases", "history")
 
 
 @dataclass
@@ -39,8 +39,12 @@ class Run:
     right: Any = 0                      # answers in the present epoch; None if there is no such thing
     seen: int = 0                       # examples in the present epoch
     seconds: float = 0.0                # of the present epoch
+    phases: dict[str, float] = field(default_factory=dict)          # the optimizer's own, of the present epoch: seconds
     history: list[dict[str, Any]] = field(default_factory=list)
     stop: bool = False
+
+    def __post_init__(self) -> None:
+        self.counted = dict(self.optimizer.seconds)                 # what the optimizer had counted when it was last looked at
 
     @property
     def finished(self) -> bool:
@@ -51,6 +55,13 @@ class Run:
     def ended(self) -> bool:
         """Whether all epochs are done, or it was asked to stop."""
         return self.finished or self.stop
+
+    def time(self, seconds: float) -> None:
+        """Add the seconds of a step, and what the optimizer has counted meanwhile for its phases."""
+        self.seconds += seconds
+        now = dict(self.optimizer.seconds)
+        self.phases = {name: self.phases.get(name, 0.0) + total - self.counted.get(name, 0.0) for name, total in now.items()}
+        self.counted = now
 
     def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """All of it, as a checkpoint takes it: the arrays by name, and what JSON can hold."""
@@ -77,7 +88,7 @@ class Run:
         for path, generator in generators(self.model):
             if path in rest["generators"]:
                 generator.bit_generator.state = rest["generators"][path]
-        for name in NUMBERS:
+        for name in rest["run"].keys() & set(NUMBERS):          # phases are not in the checkpoints of older versions
             setattr(self, name, rest["run"][name])
 
 

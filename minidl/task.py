@@ -25,16 +25,20 @@ from minidl.data.images import border
 from minidl.errors import ConfigError, nearest
 from minidl.loop import Objective, classification, reconstruction
 from minidl.nn import Module
+from minidl.optim.kfac.statistics import FISHERS
 
-LEARNING_RATES = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001}
+LEARNING_RATES = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001, "kfac": 0.03}
+MOMENTUM = ("sgd", "kfac")              # those that have it
+KFAC = {"damping": 0.1, "kl_clip": 0.001, "fisher": "sampled", "factor_interval": 10, "inverse_interval": 10}
+LARGE, RARELY = 2000, 100               # a factor of more rows than these is inverted at intervals of so many steps
 SCHEDULES = ("constant", "step", "cosine", "polynomial")
 AUGMENTATIONS = {"none": "", "shift": "shifted by up to 1 pixel", "crop-flip": "cropped after 4 pixels of padding, and flipped"}
 USUAL_EPOCHS = {"digits": 100}         # they are few and small; 10 for anything else
 USUAL_AUGMENTATION = {"digits": "shift", "cifar10": "crop-flip"}
 LEAST = {"epochs": 0, "batch_size": 1, "accumulate": 1, "momentum": 0, "weight_decay": 0, "warm_up": 0, "label_smoothing": 0, "threads": 1,
-         "seed": 0, "checkpoint_every": 1, "keep": 1}
+         "seed": 0, "checkpoint_every": 1, "keep": 1, "damping": 0, "factor_interval": 1, "inverse_interval": 1}
 TRAINING = ("epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum", "weight_decay", "schedule", "warm_up", "clip", "augment",
-            "seed", "out", "checkpoint_every", "keep")                      # what a test has no use for
+            "seed", "out", "checkpoint_every", "keep", *KFAC)               # what a test has no use for
 OF_THE_COMMAND = ("config", "resume", "out", "eval_only", "typed", "filed")     # what a resumed run does not take over
 
 Plan = list[tuple[str, str]]            # what will be done, in pairs of a word and a text
@@ -48,10 +52,11 @@ def settle(options: SimpleNamespace) -> Plan:
 
     ConfigError for options that are out of range, unknown, or would not be used.
     """
+    options.factor_interval = count_or_word("factor_interval", options.factor_interval, "adaptive")
     for name, value in vars(options).items():
-        if name in LEAST and value is not None and not value >= LEAST[name]:
+        if name in LEAST and value not in (None, "adaptive") and not value >= LEAST[name]:
             raise ConfigError(f"{flag(name)} is {value}, and must be at least {LEAST[name]}")
-        if name in ("lr", "clip") and value is not None and not 0 < value < math.inf:
+        if name in ("lr", "clip", "kl_clip") and value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{flag(name)} is {value}, and must be a finite number above 0")
         if name in ("label_smoothing", "momentum") and value is not None and not value <= 1:
             raise ConfigError(f"{flag(name)} is {value}, and must be at most 1")
@@ -60,15 +65,24 @@ def settle(options: SimpleNamespace) -> Plan:
     known("optimizer", options.optimizer, LEARNING_RATES)
     known("schedule", options.schedule, SCHEDULES)
     known("augment", options.augment, ["usual", *AUGMENTATIONS])
+    if options.fisher is not None:
+        known("fisher", options.fisher, FISHERS)
 
     notes: Plan = []
     if options.data == "digits" or options.data not in CLASSES:
         notes += unused(options, ["data_dir"], f"--data {options.data} is not downloaded")
-    if options.optimizer != "sgd":
+    if options.optimizer not in MOMENTUM:
         notes += unused(options, ["momentum"], f"{options.optimizer} has none")
         options.momentum = None
     elif options.momentum is None:
         options.momentum = 0.9
+    if options.optimizer != "kfac":
+        notes += unused(options, KFAC, f"{options.optimizer} is not kfac")
+    for name, value in KFAC.items():
+        if options.optimizer != "kfac":
+            setattr(options, name, None)
+        elif getattr(options, name) is None and name != "inverse_interval":         # which depends on the model
+            setattr(options, name, value)
     if options.resume is not None:
         notes += unused(options, ["out", "weights"], "with --resume the run goes on in its folder, with its weights")
     if options.eval_only:
@@ -94,6 +108,16 @@ def known(name: str, value: str, names: Iterable[str], more: str = "") -> None:
     """ConfigError, with the nearest name, if the value of an option is none of the names."""
     if value not in names:
         raise ConfigError(f"{flag(name)} {value} is not known{nearest(value, names)}", hint=f"Known are {', '.join(names)}{more}.")
+
+
+def count_or_word(name: str, value: str | None, word: str) -> int | str | None:
+    """The value of an option that is a whole number or a word. ConfigError if it is neither."""
+    if value is None or value == word:
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        raise ConfigError(f"{flag(name)} {value} is not known{nearest(value, [word])}", hint=f"Give a whole number, or {word}.") from None
 
 
 def unused(options: SimpleNamespace, names: Iterable[str], why: str) -> Plan:
@@ -148,6 +172,8 @@ def make_task(options: SimpleNamespace, config: dict[str, Any] | None = None) ->
         notes += unused(options, ["label_smoothing"], f"{options.model} learns no labels")
         notes += unused(options, ["normalise"], f"{options.model} learns images in [0, 1]")
         options.normalise = False
+    if options.optimizer == "kfac" and options.inverse_interval is None:
+        options.inverse_interval = RARELY if largest_factor(model) > LARGE else KFAC["inverse_interval"]
     normalise = Normalise.of(train) if options.normalise else None
     if config is not None:
         normalise = Normalise(**config["normalise"]) if config["normalise"] else None
@@ -203,6 +229,11 @@ def imported(name: str) -> Any:
     return make
 
 
+def largest_factor(model: Module) -> int:
+    """How many rows the largest Kronecker factor of a model's weights has, b left aside."""
+    return max((max(p.shape[0], p.size // p.shape[0]) for p in model.parameters() if p.ndim > 1), default=0)
+
+
 def make_optimizer(options: SimpleNamespace, model: Module, steps: int) -> optim.Optimizer:
     """The optimizer, with its learning rate's schedule over so many steps in all."""
     if steps and options.warm_up >= steps:
@@ -215,8 +246,10 @@ def make_optimizer(options: SimpleNamespace, model: Module, steps: int) -> optim
     # what shifts and scales is not decayed: that would not make the function any simpler
     plain = {f"*.{name}": {"weight_decay": 0.0} for name in ("b", "gamma", "beta")
              if any(f".{path}".endswith(f".{name}") for path, _ in model.named_parameters())}
-    momentum = {} if options.momentum is None else {"momentum": options.momentum}
-    return optim.create(options.optimizer, model, lr=schedule, weight_decay=options.weight_decay, groups=plain, **momentum)
+    own = {name: getattr(options, name) for name in ("momentum", *KFAC) if getattr(options, name) is not None}
+    if options.optimizer == "kfac":
+        own["seed"] = options.seed
+    return optim.create(options.optimizer, model, lr=schedule, weight_decay=options.weight_decay, groups=plain, **own)
 
 
 def make_transform(options: SimpleNamespace, train: Dataset, normalise: Normalise | None) -> data.Transform:

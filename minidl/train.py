@@ -24,7 +24,7 @@ import typer
 import minidl
 from minidl import kernels, optim, pool
 from minidl.checkpoint import Checkpoints, Found, load
-from minidl.config import gather
+from minidl.config import CountOrWord, gather
 from minidl.display import Display, errors_told, number, percent, tell
 from minidl.errors import CheckpointError, NumericsError
 from minidl.loop import Callback, Objective, classification, evaluate, fit, reconstruction
@@ -85,7 +85,7 @@ def run(options: SimpleNamespace, task: Task, config: dict[str, Any] | None) -> 
     signals = StopOnSignal(display.stopping)
     with claimed(folder, empty=new):
         try:
-            with signals:
+            with signals, remarks(display):
                 found = record.checkpoints.latest()
                 if options.weights is not None and found is None:
                     task.model.load_state_dict(weights_of(options.weights)[1])
@@ -130,9 +130,20 @@ def described(options: SimpleNamespace, optimizer: optim.Optimizer, task: Task, 
         place += [("", f"{file.name} is damaged and was passed over") for file in (found.damaged if found else ())]
     return [
         ("optimizer", f"{options.optimizer}, {lr}"),
+        *([("", kfac_described(options))] if options.optimizer == "kfac" else []),
         ("epochs", f"{options.epochs}, each of {len(task.loader):,} minibatches of {options.batch_size}"),
         *place,
     ]
+
+
+def kfac_described(options: SimpleNamespace) -> str:
+    """What K-FAC divides by, and how often it looks."""
+    def every(count: int | str) -> str:
+        return "when they change" if count == "adaptive" else "every step" if count == 1 else f"every {count} steps"
+
+    factors, inverses = every(options.factor_interval), every(options.inverse_interval)
+    often = f"factors and inverses {factors}" if factors == inverses else f"factors {factors}, inverses {inverses}"
+    return f"damping {options.damping:g}, KL clip {options.kl_clip:g}, {options.fisher} Fisher, {often}"
 
 
 def closed(signals: StopOnSignal, display: Display, task: Task, folder: Path) -> int:
@@ -151,6 +162,25 @@ def closed(signals: StopOnSignal, display: Display, task: Task, folder: Path) ->
     elif task.objective.right is not None and len(task.train.shape) == 3:
         display.say(f"classify images: {command('predict', folder, 'IMAGE...')}")
     return 0
+
+
+@contextmanager
+def remarks(display: Display) -> Iterator[None]:
+    """Within the block what K-FAC warns of stands between the display's lines, each thing once; other warnings come as they do."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, *where: Any, **options: Any) -> None:
+        text = str(message)
+        if not text.startswith("KFAC: "):
+            before(message, *where, **options)
+        elif text not in said:
+            said.add(text)
+            display.remark(text)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", "KFAC: ")             # also where warnings are errors, or nothing
+        before, warnings.showwarning = warnings.showwarning, show
+        yield
 
 
 class StopOnSignal(Callback):
@@ -207,9 +237,19 @@ def main(
                                                "them, also where a run is resumed with more.  [default: 100 for digits, else 10]")] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Examples in a minibatch.")] = 32,
     accumulate: Annotated[int, typer.Option(metavar="N", help="Parts in which a minibatch goes through the model, to save memory.")] = 1,
-    optimizer: Annotated[str, typer.Option(metavar="NAME", help="sgd, adam or adamw.")] = "sgd",
-    lr: Annotated[float | None, typer.Option(help="Learning rate.  [default: 0.05 for sgd, 0.001 for the others]")] = None,
-    momentum: Annotated[float | None, typer.Option(help="Momentum of sgd.  [default: 0.9]")] = None,
+    optimizer: Annotated[str, typer.Option(metavar="NAME", help="sgd, adam, adamw, or kfac: the natural gradient.")] = "sgd",
+    lr: Annotated[float | None, typer.Option(help="Learning rate.  [default: 0.05 for sgd, 0.03 for kfac, else 0.001]")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Momentum of sgd and kfac.  [default: 0.9]")] = None,
+    damping: Annotated[float | None, typer.Option(help="Of kfac: added to the Fisher matrix; the more, the nearer to the plain gradient."
+                                                  "  [default: 0.1]")] = None,
+    kl_clip: Annotated[float | None, typer.Option(metavar="NATS", help="Of kfac: how far a step may move the prediction, as twice a KL "
+                                                  "divergence.  [default: 0.001]")] = None,
+    fisher: Annotated[str | None, typer.Option(metavar="NAME", help="Of kfac: sampled (from the prediction), empirical (at the labels: "
+                                               "cheaper), or exact (slow).  [default: sampled]")] = None,
+    factor_interval: Annotated[CountOrWord | None, typer.Option(parser=CountOrWord, metavar="STEPS", help="Of kfac: from one look at the "
+                                                                "layers to the next, or adaptive.  [default: 10]")] = None,
+    inverse_interval: Annotated[int | None, typer.Option(metavar="STEPS", help="Of kfac: from one inversion of the Kronecker factors to "
+                                                         "the next.  [default: 10; 100 if one has over 2,000 rows]")] = None,
     weight_decay: Annotated[float, typer.Option(help="Weight decay, of weights alone: not of b, gamma and beta.")] = 0.001,
     schedule: Annotated[str, typer.Option(metavar="NAME", help="Of the learning rate: constant, step, cosine, polynomial.")] = "cosine",
     warm_up: Annotated[int, typer.Option(metavar="STEPS", help="Steps in which the learning rate rises first.")] = 0,
@@ -217,7 +257,7 @@ def main(
     label_smoothing: Annotated[float, typer.Option(help="The part of a label that is spread over all classes.")] = 0.1,
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda:0, ...")] = "cpu",
     threads: Annotated[int | None, typer.Option(metavar="N", help="Threads that kernels work on.  [default: one a core]")] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the weights, the order and the augmentation.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the weights, the order, the augmentation and kfac's samples.")] = 0,
     weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Start from these: a safetensors file, or a run's folder.")] = None,
     eval_only: Annotated[bool, typer.Option("--eval-only", help="Only test, with --weights or --resume.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The run's folder.  [default: the next free one under runs/]")] = None,

@@ -13,7 +13,7 @@ from minidl import checkpoint, data
 ROOT = Path(__file__).parents[1]
 
 NETS = '''
-import os, signal, time
+import os, signal, time, warnings
 import numpy as np
 from minidl import nn
 
@@ -65,6 +65,19 @@ class Endless(nn.Module):
         return self.inner(x) * (float("inf") if self.passes > 8 else 1.0)
 
 
+class Scaled(nn.Module):
+    """Has a parameter that no layer uses, which K-FAC therefore does not cover."""
+
+    def __init__(self, input_shape, classes, generator):
+        self.inner = all_states(input_shape, classes, generator)
+        self.temperature = nn.Parameter(np.ones((), np.float32))
+
+    def forward(self, x):
+        if self.training:
+            warnings.warn("a warning of the model's own")
+        return self.inner(x) * self.temperature
+
+
 def needs_more(input_shape, classes, generator, width):
     pass
 
@@ -79,6 +92,10 @@ def whatever(**options):
 
 def rubbish(input_shape):
     return "a model"
+
+
+def wide(input_shape):
+    return nn.Sequential(nn.Flatten(), nn.Affine(int(np.prod(input_shape)), 2001), nn.Affine(2001, 10))
 
 
 def five_classes(input_shape):
@@ -126,16 +143,16 @@ def process(module, *words, **options):
 def metrics(folder):
     """What metrics.jsonl says, but for the times."""
     lines = [json.loads(line, parse_constant=lambda name: 1 / 0) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in ("seconds", "images_per_second")} for line in lines]
+    return [{name: value for name, value in line.items() if not name.endswith(("second", "seconds"))} for line in lines]
 
 
 def last_checkpoint(folder):
     """The bytes of the last checkpoint of a run, as they would be if every epoch had taken no time."""
     found = checkpoint.Checkpoints(folder / "checkpoint").latest()
     assert not found.damaged
-    found.rest["run"]["seconds"] = 0
+    found.rest["run"] |= {"seconds": 0, "phases": {}}
     for line in found.rest["run"]["history"]:
-        line["seconds"] = line["images_per_second"] = 0
+        line |= {name: 0 for name in line if name.endswith(("second", "seconds"))}
     file = folder.with_name(f"{folder.name}-timeless")
     checkpoint.save(file, found.arrays, found.rest)
     return file.read_bytes()

@@ -7,7 +7,7 @@ import pytest
 import typer
 from runs import status
 
-from minidl.config import ELSEWHERE, gather
+from minidl.config import ELSEWHERE, CountOrWord, gather
 from minidl.errors import ConfigError
 from minidl.record import write
 from minidl.train import main
@@ -37,6 +37,7 @@ def options(tmp_path, monkeypatch):
         eval_only: Annotated[bool, typer.Option("--eval-only")] = False,
         weights: Path | None = None,
         resume: Path | None = None,
+        interval: Annotated[CountOrWord | None, typer.Option(parser=CountOrWord)] = None,
         config: Path | None = None,
     ) -> None:
         found.append(gather(context, command))
@@ -112,7 +113,13 @@ class TestValues:
         found = getattr(options(config=line), name)
         assert found == value and isinstance(found, type(value))
 
+    @pytest.mark.parametrize("value", [10, "adaptive"])
+    def test_a_whole_number_or_a_word_is_kept_as_text(self, options, value):
+        typed, filed = options("--interval", value).interval, options(config=f"interval = {value!r}").interval
+        assert typed == filed == str(value) and type(typed) is type(filed) is CountOrWord
+
     @pytest.mark.parametrize("line, says", [
+        ("interval = 2.5", "'interval' is 2.5, and must be a whole number or a word"), ("interval = true", "is True, and must be"),
         ("epochs = 2.5", "'epochs' is 2.5, and must be a whole number"), ("epochs = true", "is True, and must be a whole number"),
         ('epochs = "ten"', "is 'ten', and must be a whole number"), ('lr = "fast"', "must be a number"), ("lr = false", "must be a number"),
         ("model = 3", "must be a text"), ("normalise = 1", "must be true or false"), ("weights = 1", "must be a path, as text"),

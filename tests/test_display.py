@@ -107,6 +107,21 @@ class TestInAPipe:
         assert [line.split()[0] for line in text.splitlines() if line.endswith(("12.35", "12.34"))] == ["1", "2", "3"]
 
 
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_remark_is_wrapped_and_leaves_the_bar_below_it(width):
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system="standard")
+    model = nn.Affine(1, 2, generator=0)
+    display = Display(PLAN, console)
+    display.start(Run(model, optim.SGD(model, 0.1), Loader(([[0.0]] * 4, [0] * 4), batch_size=2), 3))
+    before = len(console.file.getvalue())
+    display.remark("KFAC: these parameters take the plain gradient: [b]temperature (used by Mul), inner.scale (used by Mul)")
+    display.bar.refresh()
+    said = [line for line in lines(console.file.getvalue()[before:]) if line.strip()]
+    display.stop()
+    assert all(len(line) <= width for line in said) and "epoch 1/3" in said[-1]
+    assert [line[:2] for line in said[:2]] == ["  "] * 2 and "[b]temperature" in "".join(said)
+
+
 class TestClosingTable:
     def cells(self, *history):
         return [" ".join(cells).strip() for cells, _ in closing_table(history)]

@@ -18,7 +18,7 @@ RNG = np.random.default_rng(0)
 X = RNG.standard_normal((34, 6)).astype(np.float32)
 Y = RNG.integers(0, 3, 34)
 TEST = (RNG.standard_normal((9, 6)).astype(np.float32), RNG.integers(0, 3, 9))
-TIMES = ("seconds", "images_per_second")
+TIMES = ("second", "seconds")
 
 
 def mlp(seed=0):
@@ -42,8 +42,12 @@ def adam(model):
     return optim.Adam(model, lr=optim.warm_up(3, optim.cosine(0.05, 20)))
 
 
+def kfac(model):
+    return optim.KFAC(model, lr=optim.cosine(0.1, 20), kl_clip=0.01, factor_interval="adaptive", inverse_interval=3, warm_up=2)
+
+
 def timeless(history):
-    return [{name: value for name, value in metrics.items() if name not in TIMES} for metrics in history]
+    return [{name: value for name, value in metrics.items() if not name.endswith(TIMES)} for metrics in history]
 
 
 class Steps(Callback):
@@ -95,6 +99,24 @@ class TestFit:
             assert metrics["images_per_second"] == pytest.approx(34 / metrics["seconds"])
         assert history[2]["train_loss"] < history[0]["train_loss"]
         assert (history[-1]["test_loss"], history[-1]["test_accuracy"]) == evaluate(model, TEST)
+
+    def test_the_phases_of_an_optimizer_are_among_them_for_each_epoch_alone(self):
+        class Phased(optim.SGD):
+            def step(self):
+                super().step()
+                self.seconds = {"thinking": self.seconds.get("thinking", 100.0) + 0.5}
+
+        def history(stop_at=None, resume=None):
+            model, steps = mlp(), Steps(stop_at)
+            optimizer = Phased(model, 0.1)
+            optimizer.seconds = {"thinking": 100.0}                 # of some training before
+            found = fit(model, loader(), None, optimizer, 3, [steps], resume=resume)
+            return found, json.loads(json.dumps(steps.run.state()[1]["run"])), steps.run.state()
+
+        assert [metrics["thinking_seconds"] for metrics in history()[0]] == [3.0, 3.0, 3.0]
+        _, rest, state = history(stop_at=8)
+        assert rest["phases"] == {"thinking": 1.0}
+        assert [metrics["thinking_seconds"] for metrics in history(resume=state)[0]] == [3.0, 3.0, 3.0]
 
     def test_every_example_counts_once_in_the_loss_and_the_accuracy(self):
         model = mlp()
@@ -224,7 +246,7 @@ class TestCallbacks:
 
 
 class TestResume:
-    @pytest.mark.parametrize("make", [lambda model: optim.SGD(model, 0.1, momentum=0.9), adam])
+    @pytest.mark.parametrize("make", [lambda model: optim.SGD(model, 0.1, momentum=0.9), adam, kfac])
     def test_after_any_step_is_the_run_that_was_never_stopped(self, make):
         def run(stop_at=None, resume=None):
             model, steps = full(), Steps(stop_at)

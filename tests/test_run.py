@@ -82,6 +82,14 @@ def test_a_state_goes_to_the_device_of_the_model():
     assert {p.device for p in other.model.parameters()} == {"strict:0"}
 
 
+def test_a_state_of_before_there_were_phases_is_taken():
+    run, other = trained(), fresh()
+    arrays, rest = on_disk(run)
+    del rest["run"]["phases"]
+    other.load_state(arrays, rest)
+    assert (other.step, other.phases) == (run.step, {})
+
+
 class TestErrors:
     def test_weights_alone_are_no_run(self):
         with pytest.raises(CheckpointError, match="not the checkpoint of a run"):
@@ -97,6 +105,14 @@ class TestErrors:
         run, model = trained(), Noisy()
         with pytest.raises(CheckpointError, match="this SGD and the state do not fit together"):
             Run(model, optim.SGD(model, 0.1), run.loader, 1).load_state(*run.state())
+
+    @pytest.mark.parametrize("one, other", [(optim.SGD, optim.KFAC), (optim.KFAC, optim.SGD), (optim.KFAC, optim.Adam)])
+    def test_another_optimizer_that_has_more_or_less_to_remember(self, one, other):
+        model = Noisy()
+        run = Run(model, one(model, lr=0.1), Loader((X, Y), batch_size=4), 1)
+        fit(model, run.loader, None, run.optimizer)
+        with pytest.raises(CheckpointError, match=f"this (is not the state of a )?{other.__name__}"):
+            Run(model, other(model, lr=0.1), run.loader, 1).load_state(*on_disk(run))
 
     def test_another_order_of_examples_in_the_middle_of_an_epoch(self):
         run = trained()

@@ -1,6 +1,8 @@
 """From options to objects: what is wrong with options is said before anything is written, and what they mean is what is made."""
 
+import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +10,20 @@ import pytest
 import runs
 
 from minidl import data, models, nn, optim
-from minidl.task import AUGMENTATIONS, LEARNING_RATES, SCHEDULES, flag, make_model, make_optimizer, unused
+from minidl.optim.kfac.statistics import FISHERS
+from minidl.task import (
+    AUGMENTATIONS,
+    KFAC,
+    LARGE,
+    LEARNING_RATES,
+    RARELY,
+    SCHEDULES,
+    flag,
+    largest_factor,
+    make_model,
+    make_optimizer,
+    unused,
+)
 from minidl.train import app
 
 place = pytest.fixture(runs.place)
@@ -38,10 +53,25 @@ DIGITS = ("--data", "digits.npz")
     (["--keep", "0"], "--keep is 0"),
     (["--checkpoint-every", "0"], "--checkpoint-every is 0"),
     (["--warm-up", "20", "--epochs", "10"], "--warm-up is 20 steps, and the whole run has 20"),
+    (["--optimizer", "kfac", "--damping", "-1"], "--damping is -1.0, and must be at least 0"),
+    (["--optimizer", "kfac", "--damping", "nan"], "--damping is nan"),
+    (["--optimizer", "kfac", "--kl-clip", "0"], "--kl-clip is 0.0, and must be a finite number above 0"),
+    (["--optimizer", "kfac", "--inverse-interval", "0"], "--inverse-interval is 0, and must be at least 1"),
+    (["--optimizer", "kfac", "--factor-interval", "0"], "--factor-interval is 0, and must be at least 1"),
+    (["--optimizer", "kfac", "--factor-interval", "2.5"], "--factor-interval 2.5 is not known"),
+    (["--optimizer", "kfac", "--factor-interval", "adaptiv"], "--factor-interval adaptiv is not known (nearest: 'adaptive')"),
+    (["--optimizer", "kfac", "--fisher", "emprical"], "--fisher emprical is not known (nearest: 'empirical')"),
+    (["--optimizer", "kfak"], "--optimizer kfak is not known (nearest: 'kfac')"),
     (["--eval-only"], "--eval-only: there is nothing to test"),
     (["--data", "vectors.npz", "--model", "mlp", "--augment", "shift"], "--augment shift: the data are vectors, not images"),
     # what would not be used
     (["--optimizer", "adam", "--momentum", "0.9"], "--momentum would not be used: adam has none"),
+    (["--damping", "0.1"], "--damping would not be used: sgd is not kfac"),
+    (["--optimizer", "adam", "--kl-clip", "0.1"], "--kl-clip would not be used: adam is not kfac"),
+    (["--optimizer", "adamw", "--fisher", "sampled"], "--fisher would not be used"),
+    (["--factor-interval", "adaptive"], "--factor-interval would not be used"),
+    (["--inverse-interval", "5"], "--inverse-interval would not be used"),
+    (["--eval-only", "--weights", "w.safetensors", "--optimizer", "kfac", "--damping", "1"], "would not be used: with --eval-only"),
     (["--data", "digits", "--data-dir", "here"], "--data-dir would not be used: --data digits is not downloaded"),
     (["--data-dir", "here"], "--data-dir would not be used: --data digits.npz is not downloaded"),
     (["--model", "autoencoder", "--label-smoothing", "0.1"], "--label-smoothing would not be used: autoencoder learns no labels"),
@@ -129,7 +159,8 @@ class TestMakeModel:
 
 class TestMakeOptimizer:
     def make(self, model=None, steps=100, **options):
-        options = {"optimizer": "sgd", "lr": 0.1, "momentum": None, "weight_decay": 0.01, "schedule": "constant", "warm_up": 0} | options
+        options = {"optimizer": "sgd", "lr": 0.1, "momentum": None, "weight_decay": 0.01, "schedule": "constant", "warm_up": 0, "seed": 5,
+                   **(KFAC if options.get("optimizer") == "kfac" else dict.fromkeys(KFAC))} | options
         return make_optimizer(SimpleNamespace(**options), model or nn.Sequential(nn.Affine(2, 2), nn.BatchNorm(2)), steps)
 
     @pytest.mark.parametrize("schedule, rates", [("constant", [0.1, 0.1, 0.1]), ("step", [0.1, 0.01, 0.001]), ("cosine", [0.1, 0.05, 0.0]),
@@ -153,14 +184,60 @@ class TestMakeOptimizer:
     def test_every_kind_that_is_offered_can_be_made(self, name):
         assert isinstance(self.make(optimizer=name), optim.Optimizer)
 
+    def test_kfac_is_made_as_it_was_asked_for(self):
+        options = {"damping": 0.5, "kl_clip": 0.25, "fisher": "exact", "factor_interval": "adaptive", "inverse_interval": 3}
+        kfac = self.make(optimizer="kfac", momentum=0.5, **options)
+        assert (kfac.damping, kfac.kl_clip, kfac.statistics.fisher, kfac.inverse_interval, kfac.seed) == (0.5, 0.25, "exact", 3, 5)
+        assert kfac.statistics.settings.timing.interval == "adaptive"
+        assert kfac.inner.options["momentum"] == 0.5 and kfac.inner.options["weight_decay"] == 0.01
+        assert kfac.inner.changes["1.gamma"] == {"weight_decay": 0.0}
+
     def test_no_steps_at_all_are_no_error(self):
         assert self.make(steps=0, schedule="cosine", warm_up=5).options["lr"](0) < 0.1
+
+
+class TestKFAC:
+    """Its options, as a run keeps them."""
+
+    def kept(self, place, *words):
+        assert runs.status(app, *DIGITS, "--optimizer", "kfac", "--epochs", 0, "--out", "out", *words) == 0
+        return json.loads((place / "out" / "config.json").read_text())["options"]
+
+    def test_all_have_a_default(self, place):
+        options = self.kept(place)
+        assert {name: options[name] for name in KFAC} == KFAC
+        assert (options["lr"], options["momentum"]) == (LEARNING_RATES["kfac"], 0.9)
+
+    def test_the_factors_may_be_looked_at_when_they_change(self, place):
+        assert self.kept(place, "--factor-interval", "adaptive")["factor_interval"] == "adaptive"
+
+    @pytest.mark.parametrize("text, value", [("7", 7), ('"7"', 7), ('"adaptive"', "adaptive")])
+    def test_a_config_file_may_hold_the_interval_as_a_number_or_a_word(self, place, text, value):
+        (place / "c.toml").write_text(f"factor-interval = {text}\nfisher = 'empirical'\n")
+        options = self.kept(place, "--config", "c.toml")
+        assert (options["factor_interval"], options["fisher"]) == (value, "empirical")
+
+    def test_those_of_a_config_file_that_another_optimizer_does_not_use_stand_with_the_plan(self, place, capsys):
+        (place / "c.toml").write_text("damping = 0.1\nkl-clip = 0.1\n")
+        assert runs.status(app, *DIGITS, "--config", "c.toml", "--epochs", 0) == 0
+        assert re.search(r"not used +damping, kl_clip: sgd is not kfac\n", capsys.readouterr().out)
+
+    def test_large_factors_are_inverted_rarely_unless_it_is_asked_for(self, place):
+        assert self.kept(place, "--model", "nets:wide")["inverse_interval"] == RARELY
+        shutil.rmtree("out")
+        assert self.kept(place, "--model", "nets:wide", "--inverse-interval", 20)["inverse_interval"] == 20
+
+    def test_the_largest_factor_is_of_a_layer_s_inputs_or_outputs(self):
+        assert largest_factor(nn.Sequential(nn.Conv2d(3, 8, 5), nn.Affine(40, 60), nn.BatchNorm(500))) == 75
+        assert largest_factor(nn.BatchNorm(5)) == 0
+        assert largest_factor(models.create("lenet", input_shape=(1, 28, 28), classes=10)) < LARGE
+        assert largest_factor(models.create("resnet18", input_shape=(3, 32, 32), classes=10)) == 4608
 
 
 def test_the_help_names_all_that_is_known(capsys):
     assert runs.status(app, "--help") == 0
     text = re.sub(r"\s+", " ", capsys.readouterr().out)
-    for name in (*models.names(), *LEARNING_RATES, *SCHEDULES, *AUGMENTATIONS, *data.catalogue.CLASSES):
+    for name in (*models.names(), *LEARNING_RATES, *FISHERS, *SCHEDULES, *AUGMENTATIONS, *data.catalogue.CLASSES):
         assert name in text, name
     for name in ("model", "data_dir", "checkpoint_every", "eval_only", "label_smoothing"):
         assert flag(name) in text

@@ -23,13 +23,24 @@ from minidl.train import app
 place = pytest.fixture(runs.place)
 
 SMALL = ("--data", "digits.npz", "--model", "mlp", "--batch-size", 10)          # four minibatches an epoch
-# everything that has a state: statistics, dropout, both memories of Adam, a schedule, augmentation; five minibatches an epoch
-ALL_STATES = ("--data", "digits.npz", "--model", "nets:all_states", "--batch-size", 8, "--optimizer", "adam", "--warm-up", 3, "--clip", 1,
+# everything that has a state: statistics, dropout, a schedule, augmentation, and what an optimizer remembers; five minibatches an epoch
+EVERYWHERE = ("--data", "digits.npz", "--model", "nets:all_states", "--batch-size", 8, "--warm-up", 3, "--clip", 1,
               "--accumulate", 2, "--augment", "shift", "--normalise", "--epochs", 3, "--checkpoint-every", 2)
+ALL_STATES = (*EVERYWHERE, "--optimizer", "adam")
+NATURAL = (*EVERYWHERE, "--optimizer", "kfac", "--factor-interval", "adaptive", "--inverse-interval", 3)
 
 
 def train(*words):
     return status(app, *words)
+
+
+def stop_at(monkeypatch, step):
+    """Have Ctrl-C come after so many steps, or never."""
+    def count(self, run, loss):
+        if run.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(module.StopOnSignal, "step", count)
 
 
 def steps(folder):
@@ -67,14 +78,35 @@ class TestARun:
         train(*SMALL, "--epochs", 3, "--out", "out", "--keep", 2)
         assert steps(place / "out") == [8, 12]
 
+    def test_with_kfac_leaves_the_seconds_of_its_phases_too(self, place):
+        train(*SMALL, "--epochs", 2, "--optimizer", "kfac", "--out", "out")
+        for line in map(json.loads, (place / "out" / "metrics.jsonl").read_text().splitlines()):
+            spent = [line[f"{phase}_seconds"] for phase in ("factors", "inverses", "preconditioning")]
+            assert min(spent) > 0 and sum(spent) < line["seconds"]
+
+    @pytest.mark.parametrize("words, says", [
+        ((), "sampled Fisher, factors and inverses every 10 steps"),
+        (("--fisher", "empirical", "--factor-interval", 1), "empirical Fisher, factors every step, inverses every 10 steps"),
+        (("--factor-interval", "adaptive", "--inverse-interval", 5), "factors when they change, inverses every 5 steps"),
+    ])
+    def test_with_kfac_says_what_it_divides_by(self, place, capsys, words, says):
+        assert train(*SMALL, "--epochs", 1, "--optimizer", "kfac", "--damping", 0.25, "--kl-clip", 0.01, *words) == 0
+        out = capsys.readouterr().out
+        assert re.search(r"optimizer +kfac, learning rate 0\.03, cosine\n +damping 0\.25, KL clip 0\.01, ", out) and says in out
+
+    def test_with_kfac_learns(self, place):
+        assert train("--data", "digits", "--optimizer", "kfac", "--epochs", 3, "--out", "out") == 0
+        assert metrics(place / "out")[-1]["test_accuracy"] > 0.9
+
     def test_takes_the_next_free_name(self, place):
         for _ in range(2):
             assert train(*SMALL, "--epochs", 0) == 0
         assert sorted(path.name for path in (place / "runs").iterdir()) == ["digits-mlp", "digits-mlp-2"]
 
-    def test_is_the_same_again_from_the_same_seed(self, place):
+    @pytest.mark.parametrize("words", [ALL_STATES, NATURAL], ids=["adam", "kfac"])
+    def test_is_the_same_again_from_the_same_seed(self, place, words):
         for out, seed in (("a", 1), ("b", 1), ("c", 2)):
-            train(*ALL_STATES, "--seed", seed, "--out", out)
+            train(*words, "--seed", seed, "--out", out)
         assert last_checkpoint(place / "a") == last_checkpoint(place / "b") != last_checkpoint(place / "c")
 
     def test_of_no_epochs_is_a_model_that_can_be_used(self, place, capsys):
@@ -119,6 +151,26 @@ class TestARun:
 
     def test_the_loop_is_at_hand_where_the_command_is(self):
         assert module.fit is loop.fit
+
+
+class TestRemarks:
+    """What K-FAC does not cover is listed when the run begins; all other warnings are Python's."""
+
+    WORDS = ("--data", "digits.npz", "--model", "nets:Scaled", "--optimizer", "kfac", "--epochs", 1)
+
+    def test_stand_between_the_lines(self, place, capsys):
+        with pytest.warns(UserWarning, match="a warning of the model's own") as others:
+            assert train(*self.WORDS) == 0
+        said, = re.findall(r"seconds\n  (KFAC: .*)\n      1 ", capsys.readouterr().out)
+        assert said.startswith("KFAC: these parameters take the plain gradient: temperature (used by")
+        assert not [warning for warning in others if "KFAC" in str(warning.message)]
+
+    @pytest.mark.process
+    @pytest.mark.parametrize("filters", ["default", "error:KFAC", "ignore"])
+    def test_are_said_whatever_becomes_of_other_warnings(self, place, filters):
+        ended = process("train", *self.WORDS, env=runs.environment() | {"PYTHONWARNINGS": filters})
+        assert ended.returncode == 0 and ended.stdout.count("KFAC: ") == 1 and "KFAC" not in ended.stderr
+        assert ("UserWarning: a warning of the model's own" in ended.stderr) == (filters != "ignore")
 
 
 class TestOut:
@@ -201,6 +253,25 @@ class TestResume:
         assert train("--resume", "out", "--model", "lenet", "--epochs", 2) == 1
         assert "this LeNet and the state do not fit together" in capsys.readouterr().err
         assert train("--resume", "out", "--epochs", 2) == 0
+
+    @pytest.mark.parametrize("one, other, says", [("sgd", "kfac", "this is not the state of a KFAC"), ("kfac", "sgd", "this SGD and"),
+                                                  ("kfac", "adam", "this Adam and"), ("sgd", "adam", "this Adam and")])
+    def test_with_another_optimizer_is_an_error_and_the_run_stays_what_it_was(self, place, capsys, one, other, says):
+        train(*SMALL, "--epochs", 1, "--optimizer", one, "--out", "out")
+        assert train("--resume", "out", "--optimizer", other, "--epochs", 2) == 1
+        assert says in capsys.readouterr().err
+        assert train("--resume", "out", "--epochs", 2) == 0
+
+    @pytest.mark.parametrize("model", ["mlp", "lenet"])
+    def test_of_kfac_in_mid_epoch_comes_to_the_same_end(self, place, monkeypatch, model):
+        """With its usual options, and layers of a usual size."""
+        words = ("--data", "digits", "--model", model, "--optimizer", "kfac", "--epochs", 2, "--batch-size", 64, "--accumulate", 2)
+        train(*words, "--out", "whole")
+        stop_at(monkeypatch, 20)
+        assert train(*words, "--out", "out") == 130 and steps(place / "out")[-1] == 20
+        stop_at(monkeypatch, None)
+        assert train("--resume", "out") == 0
+        assert last_checkpoint(place / "out") == last_checkpoint(place / "whole") and metrics(place / "out") == metrics(place / "whole")
 
     def test_with_another_order_in_the_middle_of_an_epoch_is_an_error(self, place, capsys, monkeypatch):
         monkeypatch.setenv("AT", "4")
@@ -484,6 +555,7 @@ class HalfWritten(io.FileIO):
 
 if point == "in an update":
     optim.Adam.update = killing(optim.Adam.update, after=True)
+    optim.SGD.update = killing(optim.SGD.update, after=True)            # K-FAC's inner rule
 elif point == "in a write":
     checkpoint.open = HalfWritten
 elif point == "before a rename":
@@ -494,12 +566,18 @@ train.app(sys.argv[3:])
 """
 
 
+@pytest.fixture(scope="module", params=[ALL_STATES, NATURAL], ids=["adam", "kfac"])
+def words(request):
+    """What is typed."""
+    return [str(word) for word in request.param]
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(words, tmp_path_factory):
     """The last checkpoint and the metrics of the run that nobody disturbed."""
     with pytest.MonkeyPatch.context() as patch:
         folder = runs.place(tmp_path_factory.mktemp("whole"), patch)
-        ended = process("train", *ALL_STATES, "--out", "out")
+        ended = process("train", *words, "--out", "out")
         assert ended.returncode == 0, ended.stderr
         return last_checkpoint(folder / "out"), metrics(folder / "out")
 
@@ -510,10 +588,10 @@ class TestSigkill:
         """Type a command in a process that kills itself at a point, when it comes there for the so-manieth time."""
         return subprocess.run([sys.executable, "-c", KILLER, point, str(when), *words], env=runs.environment(), capture_output=True)
 
-    def test_at_the_worst_moments_one_after_the_other(self, place, whole):
+    def test_at_the_worst_moments_one_after_the_other(self, place, words, whole):
         moments = [("in an update", 15), ("in a write", 4), ("before a rename", 5), ("after a rename", 4), ("in an update", 20),
                    ("in a write", 2)]
-        words = [*map(str, ALL_STATES), "--out", "out"]
+        words = [*words, "--out", "out"]
         reached = []
         for point, when in moments:
             ended = self.killed(point, when, words)
@@ -527,20 +605,20 @@ class TestSigkill:
         assert (last_checkpoint(place / "out"), metrics(place / "out")) == whole
         assert not list((place / "out").rglob("*.tmp"))
 
-    def test_before_anything_was_written(self, place, whole):
+    def test_before_anything_was_written(self, place, words, whole):
         for when in (1, 2, 3):                          # the config, the first checkpoint, the metrics
-            words = [*map(str, ALL_STATES), "--out", f"out{when}"]
-            assert self.killed("before a rename", when, words).returncode == -signal.SIGKILL
-            again = [*words] if when == 1 else ["--resume", f"out{when}"]
+            typed = [*words, "--out", f"out{when}"]
+            assert self.killed("before a rename", when, typed).returncode == -signal.SIGKILL
+            again = typed if when == 1 else ["--resume", f"out{when}"]
             if when == 1:                               # a folder with a temporary file alone
                 for leftover in (place / "out1").iterdir():
                     leftover.unlink()
             assert train(*again) == 0
             assert (last_checkpoint(place / f"out{when}"), metrics(place / f"out{when}")) == whole
 
-    def test_from_outside_at_any_time(self, place, whole):
+    def test_from_outside_at_any_time(self, place, words, whole):
         """A process that writes after each step is killed as soon as it has made some, again and again."""
-        words = [*map(str, ALL_STATES), "--checkpoint-every", "1", "--out", "out"]
+        words = [*words, "--checkpoint-every", "1", "--out", "out"]
         for step in (2, 6, 11):
             running = subprocess.Popen([sys.executable, "-m", "minidl.train", *words], env=runs.environment() | {"SLOW": ""},
                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -36,11 +36,11 @@ class Optimizer:
     """
 
     elementwise = True          # False: `update` needs whole arrays, with their shape
-    seconds: dict[str, float] = {}          # spent so far, by phase, where a kind counts them
 
     def __init__(self, model: Parameters, groups: Mapping[str, Mapping[str, Any]] | None = None, **options: Any):
         self.parameters = parameters_of(type(self).__name__, model)
         self.steps = 0                                          # how many times step() was called
+        self.seconds: dict[str, float] = {}                     # spent so far, by phase, if a kind counts them
         self.last_lr: float | None = None                       # of the last step, for parameters that are in no group
         self.options = options                                  # may be assigned to: optimizer.options["lr"] = 0.01
         self.changes = self._grouped(groups or {})              # to them for a parameter; those of the same groups share a dictionary
