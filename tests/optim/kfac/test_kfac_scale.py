@@ -295,6 +295,27 @@ class Mixed(nn.Module):
         return self.last(F.tanh(self.body(x)))
 
 
+class Heads(nn.Module):
+    """Two outputs."""
+
+    def __init__(self):
+        self.body, self.one, self.two = affine(3, 4), affine(4, 3, seed=1), affine(4, 2, seed=2)
+
+    def forward(self, x):
+        h = F.tanh(self.body(x))
+        return self.one(h), self.two(h)
+
+
+class Head(nn.Module):
+    """One of them."""
+
+    def __init__(self, heads, which):
+        self.heads, self.which = heads, which
+
+    def forward(self, x):
+        return self.heads(x)[self.which]
+
+
 class TestSeveralLosses:
     @pytest.mark.parametrize("share", [0.1, 5.0])
     def test_on_one_output_weigh_as_they_do_in_the_total(self, share):
@@ -310,15 +331,25 @@ class TestSeveralLosses:
             wanted = weights[0] * one[name].dense() + weights[1] * two[name].dense()
             np.testing.assert_allclose(block.dense(), wanted, atol=1e-14)
 
+    def test_of_two_heads_are_added_up_where_they_meet(self):
+        model = Heads()
+        optimizer = plain_kfac(model, damping=0.1)
+        one, two = model(X)
+        (F.softmax_cross_entropy(one, targets("categorical", (12, 3))) + F.mse(two, targets("gaussian", (12, 2))) * 0.1).backward()
+        optimizer.prepare()
+        single = [shown(Head(model, which), X, kind).blocks for which, kind in enumerate(("categorical", "gaussian"))]
+        whole = single[0]["heads.body.w"].dense() + 0.1 * single[1]["heads.body.w"].dense()
+        np.testing.assert_allclose(optimizer.blocks["body.w"].dense(), whole, atol=1e-14)
+        np.testing.assert_allclose(optimizer.blocks["two.w"].dense(), 0.1 * single[1]["heads.two.w"].dense(), atol=1e-14)
+
+    def test_of_two_forward_passes_are_added_up(self):
+        model, xs = affine(3, 2), [numbers(5, 3, seed=seed) for seed in (0, 1)]
+        optimizer = plain_kfac(model, damping=0.1)
+        (F.mse(model(xs[0]), numbers(5, 2)) + F.mse(model(xs[1]), numbers(5, 2))).backward()
+        optimizer.prepare()
+        np.testing.assert_allclose(optimizer.blocks["w"].dense(), sum(fisher(model, x, "mse") for x in xs), atol=1e-13)
+
     def test_of_two_heads_in_one_drawn_pass(self):
-        class Heads(nn.Module):
-            def __init__(self):
-                self.body, self.one, self.two = affine(3, 4), affine(4, 3, seed=1), affine(4, 2, seed=2)
-
-            def forward(self, x):
-                h = F.tanh(self.body(x))
-                return self.one(h), self.two(h)
-
         model, random = Heads(), np.random.Generator(np.random.Philox(key=[0, 0]))
         optimizer = plain_kfac(model, damping=0.1, fisher="sampled")
         one, two = model(X)
