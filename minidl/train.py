@@ -249,7 +249,7 @@ def main(
     factor_interval: Annotated[CountOrWord | None, typer.Option(parser=CountOrWord, metavar="STEPS", help="Of kfac: from one look at the "
                                                                 "layers to the next, or adaptive.  [default: 10]")] = None,
     inverse_interval: Annotated[int | None, typer.Option(metavar="STEPS", help="Of kfac: from one inversion of the Kronecker factors to "
-                                                         "the next.  [default: 10; 100 if one has over 2,000 rows]")] = None,
+                                                         "the next.  [default: 10; 100 if one has over 500 rows]")] = None,
     weight_decay: Annotated[float, typer.Option(help="Weight decay, of weights alone: not of b, gamma and beta.")] = 0.001,
     schedule: Annotated[str, typer.Option(metavar="NAME", help="Of the learning rate: constant, step, cosine, polynomial.")] = "cosine",
     warm_up: Annotated[int, typer.Option(metavar="STEPS", help="Steps in which the learning rate rises first.")] = 0,

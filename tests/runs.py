@@ -95,7 +95,7 @@ def rubbish(input_shape):
 
 
 def wide(input_shape):
-    return nn.Sequential(nn.Flatten(), nn.Affine(int(np.prod(input_shape)), 2001), nn.Affine(2001, 10))
+    return nn.Sequential(nn.Flatten(), nn.Affine(int(np.prod(input_shape)), 501), nn.Affine(501, 10))
 
 
 def five_classes(input_shape):

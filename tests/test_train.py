@@ -85,8 +85,9 @@ class TestARun:
             assert min(spent) > 0 and sum(spent) < line["seconds"]
 
     @pytest.mark.parametrize("words, says", [
-        ((), "sampled Fisher, factors and inverses every 10 steps"),
-        (("--fisher", "empirical", "--factor-interval", 1), "empirical Fisher, factors every step, inverses every 10 steps"),
+        ((), "sampled Fisher, factors every 10 steps, inverses every 100 steps"),
+        (("--inverse-interval", 10), "sampled Fisher, factors and inverses every 10 steps"),
+        (("--fisher", "empirical", "--factor-interval", 1), "empirical Fisher, factors every step, inverses every 100 steps"),
         (("--factor-interval", "adaptive", "--inverse-interval", 5), "factors when they change, inverses every 5 steps"),
     ])
     def test_with_kfac_says_what_it_divides_by(self, place, capsys, words, says):
