@@ -175,8 +175,8 @@ class Tensor:
                 value = value.astype(self.dtype)
         self._grad = value
 
-    def _watch(self) -> Watchers:
-        if not self._requires_grad:
+    def _watch(self, frozen: bool = False) -> Watchers:
+        if not self._requires_grad and not frozen:
             raise GraphError("a hook or an observer waits for a gradient, and this Tensor requires none",
                              hint="Set t.requires_grad = True first.")
         if self.node is not None:
@@ -207,14 +207,17 @@ class Tensor:
         return self._register(hook, "ready")
 
     def register_observer(self, observer: Any) -> Handle:
-        """Let an observer (see walk.Observer) see the input and the output gradient of the layers that use this leaf."""
+        """Let an observer (see walk.Observer) see the input and the output gradient of the layers that use this leaf.
+
+        A leaf that requires no gradient now may do so later.
+        """
         return self._register(observer, "observers")
 
     def _register(self, entry: Any, kind: str) -> Handle:
         if self.node is not None:
             raise GraphError(f"only a leaf has {kind} hooks, and this Tensor is the result of {self.node.name}",
                              hint="Use register_hook, which inner Tensors have too.")
-        entries = getattr(self._watch(), kind)
+        entries = getattr(self._watch(frozen=kind == "observers"), kind)
         entries.append(entry)
         watched[id(self)] = self
         return Handle(entries, entry)

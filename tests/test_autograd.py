@@ -668,7 +668,7 @@ class TestHooks:
         hook.remove()
         assert (g.item(), grad(g, x)[0].item()) == (16, 16)
 
-    @pytest.mark.parametrize("register", ["register_hook", "register_ready_hook", "register_observer"])
+    @pytest.mark.parametrize("register", ["register_hook", "register_ready_hook"])
     def test_need_a_gradient(self, register):
         with pytest.raises(GraphError, match=r"waits for a gradient, and this Tensor requires none"):
             getattr(Tensor([1.0]), register)(print)
@@ -796,6 +796,27 @@ class TestObservers:
         (layer(np.array([[1.0, 2]]), w, b) * 3).sum().backward()
         assert watcher.seen == [([[1, 2]], [[3, 3]], "affine")]
         assert numbers(w.grad) == [[[3, 3], [6, 6]]]
+
+    def test_may_be_registered_while_a_leaf_is_frozen(self):
+        w, b = self.parameters()
+        w.requires_grad = False
+        watcher = Watcher()
+        w.register_observer(watcher)
+        layer(np.array([[1.0, 2]]), w, b).sum().backward()
+        assert not watcher.seen
+        w.requires_grad = True
+        layer(np.array([[1.0, 2]]), w, b).sum().backward()
+        assert len(watcher.seen) == 1
+
+    def test_are_told_the_gradient_that_a_pass_starts_from(self):
+        w, b = self.parameters()
+        seeds = []
+        watcher = Watcher()
+        watcher.before_backward = lambda loss, seed: seeds.append(seed.tolist())
+        w.register_observer(watcher)
+        for weight in (None, 0.25):
+            layer(np.array([[1.0, 2]]), w, b).sum().backward(weight)
+        assert seeds == [1.0, 0.25]
 
     def test_see_the_gradient_before_a_fused_activation(self):
         w, b = self.parameters()

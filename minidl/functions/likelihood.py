@@ -32,7 +32,8 @@ class Likelihood(Protocol):
     def sampled(self, z: Array, generator: np.random.Generator) -> Array:
         """The score at targets drawn from the prediction: an array of z's shape.
 
-        The generator's numbers are used in the order of the examples, so that a minibatch in parts draws what it would draw whole.
+        The generator's numbers are used in the order of the examples, so that a minibatch in parts draws what it would draw whole, as
+        long as each part has one loss.
         """
 
     def roots(self, z: Array) -> Iterator[Array]:

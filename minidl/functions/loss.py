@@ -32,15 +32,11 @@ class Distribution:
 
     kind: "categorical" (softmax of the logits over axis 1), "bernoulli" (sigmoid of each logit) or "gaussian" (mean the logits,
     variance 1). logits: the Tensor in the graph that the loss was computed from. scale: the weight of one example in the loss.
-    unit: the weight that an example has in a mean over the examples, where the loss is a mean: 1 for class ids, 1 / D where it is a mean
-    over D numbers of each example too, and twice that for the squared error, (x - t)^2 being twice the Gaussian's -log p. Where it is
-    a sum, 1, or 2 for the squared error.
     """
 
     kind: str
     logits: Tensor
     scale: float
-    unit: float
 
 
 class Loss(Function):
@@ -248,8 +244,7 @@ def _told(node: Node) -> Distribution | None:
     logits = node.argument("x") if isinstance(function, Loss) else None
     if logits is None:
         return None
-    scale = function.scale * function.factor
-    return Distribution(function.kind, logits, scale, scale * (len(logits) if function.reduction == "mean" else 1))
+    return Distribution(function.kind, logits, function.scale * function.factor)
 
 
 def _beside(x: Any, target: Any, operation: str) -> Any:

@@ -303,7 +303,7 @@ class TestState:
 
 class TestRegistry:
     def test_creates_by_name(self):
-        assert optim.names() == ["adam", "adamw", "sgd"]
+        assert optim.names() == ["adam", "adamw", "kfac", "sgd"]
         for name, kind in (("sgd", optim.SGD), ("adam", optim.Adam), ("adamw", optim.AdamW)):
             assert type(optim.create(name, model(), lr=0.1)) is kind
 

@@ -210,7 +210,7 @@ def folded(wide: np.ndarray, channels: int, size: tuple[int, int], kernel: tuple
     if bias:
         result[:, :k, :k] = inside.reshape(groups, k, k)
         ones = wide[:, count, :count].reshape(groups, channels, *size)
-        result[:, k, :k] = sum(ones[:, :, *place] for place in places).reshape(groups, k)
+        result[:, k, :k] = np.sum([ones[:, :, *place] for place in places], axis=0).reshape(groups, k)
         result[:, :k, k] = result[:, k, :k]
         result[:, k, k] = wide[:, count, count] * len(places)
     return result

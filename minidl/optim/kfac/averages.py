@@ -51,9 +51,8 @@ class Average:
             self.value = x
             self.next = step + 1
             return
-        share = (1 - decay) / (1 - decay ** self.count) if decay < 1 else 1 / self.count
         x -= self.value                                             # M <- M + share (X - M)
-        x *= share
+        x *= share_of_new(decay, self.count)
         if adaptive:
             self.plan(step, float(norm(x)), float(norm(self.value)))
         self.value += x
@@ -75,6 +74,11 @@ class Average:
         self.value = value
         for name in ("count", "interval", "before", "next"):
             setattr(self, name, int(state[name]))
+
+
+def share_of_new(decay: float, count: int) -> float:
+    """What the last of `count` minibatches has of their average."""
+    return (1 - decay) / (1 - decay ** count) if decay < 1 else 1 / count
 
 
 def norm(x: Array) -> Any:

@@ -14,7 +14,7 @@ from minidl import backend
 from minidl.backend import Array
 from minidl.graph import Node
 from minidl.optim.kfac.averages import Average, Timing
-from minidl.optim.kfac.inverses import Report
+from minidl.optim.kfac.inverses import Report, diagonals
 
 Gradients = dict[str, Array]                    # by role: "w", "b", "gamma", "beta"
 
@@ -121,6 +121,9 @@ class Block:
     def absorb(self, decay: float, step: int) -> None:
         """Take the sums into the running averages."""
         for name, x in self.sums.items():
+            if not bool(backend.of(x).isfinite(diagonals(x)).all()):
+                self.settings.report(f"what this minibatch shows of factor {name} of {self.name} is not finite: it is left out")
+                continue
             x *= 1 / max(self.divisor(name), 1)
             self.averages[name].add(x, decay, step, self.settings.timing.interval == "adaptive")
             self.changed = True
@@ -168,18 +171,22 @@ class Block:
 
     def description(self) -> dict[str, Any]:
         """All but the arrays, in what JSON can hold."""
-        return {"kind": self.kind, "paths": self.paths, "options": self.options, "damping": self.damping, "changed": self.changed,
+        return {"kind": self.kind, "paths": dict(self.paths), "options": dict(self.options), "damping": self.damping,
+                "changed": self.changed, "arrays": sorted(self.arrays()),
                 "averages": {name: average.state() for name, average in self.averages.items()}}
 
     def load(self, arrays: dict[str, Array], description: dict[str, Any]) -> None:
-        """Go back to a state."""
-        self.damping, self.changed = description["damping"], description["changed"]
+        """Go back to a state. ValueError if it is not whole."""
+        damping = description["damping"]
+        self.damping, self.changed = None if damping is None else float(damping), bool(description["changed"])
+        if sorted(arrays) != description["arrays"] or any(x.dtype.kind != "f" for x in arrays.values()):
+            raise ValueError(f"{self.name} wants {', '.join(description['arrays'])} as floats, and there are {', '.join(sorted(arrays))}")
         for name, average in self.averages.items():
             if name in arrays:
                 average.load(arrays[name], description["averages"][name])
 
     def check(self, parameters: Gradients) -> None:
-        """ValueError if what was loaded does not fit the parameters."""
+        """ValueError if what was loaded does not fit the parameters, by role."""
         for name, average in self.averages.items():
             if average.value is not None and average.value.shape != self.shapes(parameters)[name]:
                 raise ValueError(f"{name} of {self.name} has shape {average.value.shape}, and must have {self.shapes(parameters)[name]}")

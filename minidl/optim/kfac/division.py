@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from minidl import kernels
+from minidl import backend, kernels
 from minidl.backend import Array
 from minidl.optim.kfac.inverses import Report, eigen, split
 
+LEAST = 1e-6            # of the mean curvature: what is divided by is no less
 INVERSIONS = ("cholesky", "eigen", "ekfac")
 
 
@@ -32,12 +33,13 @@ class Cholesky:
         wanted = {}
         for name, factor, more in zip(("left", "right"), (left, right), extra):
             if factor.ndim == 2:
-                self.arrays[name] = 1 / (factor + more[:, :, 0])
+                self.arrays[name] = 1 / at_least(factor + more[:, :, 0], factor)
             else:
                 wanted[name] = (factor, more)
         return wanted
 
-    def renew(self, left: Array, right: Array, inverses: dict[str, Array | None], names: dict[str, str], report: Report) -> None:
+    def renew(self, left: Array, right: Array, inverses: dict[str, Array | None], damping: float, names: dict[str, str],
+              report: Report) -> None:
         """Take new inverses. None stands for one that could not be made, now or before."""
         self.arrays |= {name: inverse for name, inverse in inverses.items() if inverse is not None}
 
@@ -57,7 +59,8 @@ class Eigen:
     def to_invert(self, left: Array, right: Array, damping: float) -> dict[str, tuple[Array, Array]]:
         return {}
 
-    def renew(self, left: Array, right: Array, inverses: dict[str, Array | None], names: dict[str, str], report: Report) -> None:
+    def renew(self, left: Array, right: Array, inverses: dict[str, Array | None], damping: float, names: dict[str, str],
+              report: Report) -> None:
         """Find the eigenvectors. Where that fails, those of before stay."""
         found: dict[str, Array] = {}
         values = []
@@ -70,7 +73,10 @@ class Eigen:
                 return
             values.append(pair[0])
             found[side] = pair[1]
-        self.turn(found, values[0][:, :, None] * values[1][:, None, :])
+        curvature = values[0][:, :, None] * values[1][:, None, :]
+        if damping < LEAST * float(curvature.mean()) and float((curvature + damping).min()) < LEAST * float(curvature.mean()):
+            report(f"{' and '.join(names.values())}: directions without curvature are damped by {LEAST:g} of its mean")
+        self.turn(found, curvature)
 
     def turn(self, vectors: dict[str, Array], curvature: Array) -> None:
         """Take a new basis and the products of eigenvalues in it."""
@@ -81,7 +87,7 @@ class Eigen:
         if "curvature" not in self.arrays:
             return None
         v = self.turned(m)
-        v /= self.arrays["curvature"] + damping
+        v /= at_least(self.arrays["curvature"] + damping, self.arrays["curvature"])
         left, right = self.arrays.get("left"), self.arrays.get("right")
         return product(left, v, None if right is None else right.swapaxes(-1, -2))
 
@@ -110,6 +116,12 @@ class Ekfac(Eigen):
 
 
 KINDS: dict[str, Any] = {"cholesky": Cholesky, "eigen": Eigen, "ekfac": Ekfac}
+
+
+def at_least(curvature: Array, like: Array) -> Array:
+    """What is divided by: no less than LEAST of the mean, or nearly nothing where that is 0 too."""
+    xp = backend.of(like)
+    return xp.maximum(curvature, LEAST * like.mean() + xp.finfo(like.dtype).tiny)
 
 
 def product(left: Array | None, m: Array, right: Array | None) -> Array:

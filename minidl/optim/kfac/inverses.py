@@ -36,17 +36,20 @@ def split(damping: float, a: Array, g: Array) -> tuple[Array, Array]:
     return pi * damping ** 0.5, damping ** 0.5 / pi
 
 
-def plus_diagonal(m: Array, extra: Any) -> Array:
-    """A copy of a stack of matrices with a number added to each diagonal; extra: a number, or (blocks, 1, 1)."""
+def plus_diagonal(m: Array, extra: Array) -> Array:
+    """A copy of a stack of matrices with a number added to each diagonal. extra: (blocks, 1, 1), or (1, 1, 1) for all."""
     m = m.copy()
-    numbers = diagonal(m)
-    numbers += extra if np.ndim(extra) == 0 else extra.reshape(-1, 1)
+    numbers = diagonals(m)
+    numbers += extra.reshape(-1, 1)
     return m
 
 
-def diagonal(m: Array) -> Array:
-    """The diagonals of a stack of matrices as a view (blocks, k)."""
-    return m.reshape(len(m), -1)[:, ::m.shape[1] + 1]
+def diagonals(m: Array) -> Array:
+    """The diagonals of a stack of matrices as a view (blocks, k); of diagonal matrices, kept as such, they themselves.
+
+    A second moment has nothing larger than what is there: it is finite if they are, and so is the inverse of one.
+    """
+    return m if m.ndim == 2 else m.reshape(len(m), -1)[:, ::m.shape[1] + 1]
 
 
 def mirror(m: Array, side: int = 64) -> None:
@@ -62,6 +65,8 @@ def mirror(m: Array, side: int = 64) -> None:
 def cholesky_inverse(m: Array) -> Array | None:
     """The inverses of a stack of positive definite matrices; None if one of them is none."""
     xp = backend.of(m)
+    if not bool(xp.isfinite(diagonals(m)).all()):
+        return None
     if m.shape[1] <= SMALL and len(m) > 1:
         return _small(m)
     found = [inverse(each) for each in m]
@@ -125,7 +130,7 @@ def _small(m: Array) -> Array | None:
     except np.linalg.LinAlgError:
         return None
     m = root.swapaxes(-1, -2) @ root
-    return m if bool(xp.isfinite(diagonal(m)).all()) else None      # of such a matrix the largest number is there
+    return m if bool(xp.isfinite(diagonals(m)).all()) else None
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -21,16 +22,15 @@ from minidl.errors import ArgumentError, CheckpointError, MinidlError, NumericsE
 from minidl.nn.module import Module
 from minidl.optim.kfac import levenberg
 from minidl.optim.kfac.averages import Timing
-from minidl.optim.kfac.blocks import Block, Settings
+from minidl.optim.kfac.blocks import Block, Settings, wide
 from minidl.optim.kfac.division import INVERSIONS
 from minidl.optim.kfac.inverses import inverted
-from minidl.optim.kfac.scale import Reading, check_name, named, no_logits, read
+from minidl.optim.kfac.scale import NAMES, Prediction, check_name
 from minidl.optim.kfac.statistics import FISHERS, KINDS, Statistics
 from minidl.optim.optimizer import Optimizer, Parameters, check_numbers, parameters_of, register
 from minidl.optim.schedule import Number, value_at
 from minidl.optim.sgd import SGD
 from minidl.tensor import Tensor
-from minidl.walk import reached
 
 SHARINGS = ("expand", "reduce")
 PHASES = ("factors", "inverses", "preconditioning")
@@ -74,19 +74,19 @@ class KFAC(Optimizer):
         self.inverse_interval, self.seed = inverse_interval, seed
         self._check(fisher, inversion, sharing, factor_interval, warm_up)
         check_name(loss)
-        self.loss = loss
+        if loss is not None and not isinstance(model, Module):
+            raise ArgumentError("KFAC: with loss= the model itself is needed, whose output the loss takes", hint="Give the Module.")
         self.rescaled = 1.0                     # Levenberg and Marquardt: what the damping is multiplied by
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.reports: list[str] = []            # what went wrong and was mended, and what is not covered
         self.told = False                       # whether the parameters without a block were named
         self._generator: np.random.Generator | None = None
-        self._outputs: list[Tensor] = []        # of the model, since the last backward pass, where the loss is written by hand
         settings = Settings(inversion, sharing, Timing(factor_interval, warm_up), self._report)
-        self.statistics = Statistics(self.parameters, fisher, settings, self._read, self._sampler, lambda: self.steps, self._timed)
-        if loss is not None:
-            if not isinstance(model, Module):
-                raise ArgumentError("KFAC: with loss= the model itself is needed, whose output the loss takes", hint="Give the Module.")
-            model.register_forward_hook(lambda module, inputs, y: self._outputs.append(y) if isinstance(y, Tensor) and y.node else None)
+        self.statistics = Statistics(self.parameters, fisher, loss, settings, self._sampler, lambda: self.steps, self._timed)
+        if loss is not None and isinstance(model, Module):
+            kind = NAMES[loss].kind
+            handle = model.register_forward_hook(lambda module, inputs, y: Prediction(kind)(y) if isinstance(y, Tensor) else None)
+            weakref.finalize(self, handle.remove)
 
     # What it shares with its inner rule
 
@@ -138,7 +138,7 @@ class KFAC(Optimizer):
         gradients = {path: self.parameters[path].grad for path in directions}
         try:
             for path, u in directions.items():
-                self.parameters[path].grad = Tensor(u)
+                self.parameters[path].grad = Tensor(u.astype(self.parameters[path].dtype, copy=False))
             self.inner.step()
         finally:
             for path, grad in gradients.items():
@@ -188,7 +188,7 @@ class KFAC(Optimizer):
         return float(value_at(self.damping, self.steps)) * self.rescaled
 
     def directions(self, damping: float | None = None) -> dict[str, Array]:
-        """The gradients divided by F + damping, by path, for the parameters that have a block, as arrays of their own.
+        """The gradients divided by F + damping, by path, for the parameters that have a block: arrays of their own, float32 at least.
 
         Neither in the unit that scale.py speaks of, nor clipped.
         """
@@ -199,11 +199,9 @@ class KFAC(Optimizer):
                 grads = {role: self.parameters[path].grad for role, path in block.paths.items() if self.parameters[path].requires_grad}
                 if block.damping is None or len(grads) < len(block.paths) or any(grad is None for grad in grads.values()):
                     continue
-                u = block.directions({role: grad.data for role, grad in grads.items()}, damping)     # type: ignore[union-attr]
-                if u is None:
-                    continue
-                for role, path in block.paths.items():
-                    found[path] = u[role].astype(self.parameters[path].dtype, copy=False)
+                u = block.directions({role: wide(grad.data) for role, grad in grads.items()}, damping)     # type: ignore[union-attr]
+                if u is not None:
+                    found |= {path: u[role] for role, path in block.paths.items()}
         return found
 
     def _scale(self, directions: dict[str, Array]) -> None:
@@ -214,7 +212,7 @@ class KFAC(Optimizer):
         with self._timed("preconditioning"):
             unit, bends = self.statistics.unit, {}
             for path, u in directions.items():
-                g = self.parameters[path].grad.data                                     # type: ignore[union-attr]   # it had one
+                g = wide(self.parameters[path].grad.data)                               # type: ignore[union-attr]   # it had one
                 bends[path] = backend.of(u).vdot(u, g) * (self._lr(path) / unit) ** 2
             total = float(sum(bends.values()))
             if not math.isfinite(total):
@@ -238,7 +236,7 @@ class KFAC(Optimizer):
         """
         state = self.inner.state_dict()
         state["kfac"] = {"blocks": [block.description() for block in self.blocks.values()], "plain": dict(self.statistics.plain),
-                         "unit": self.statistics.unit, "weight": self.statistics.weight, "rescaled": self.rescaled, "seed": self.seed,
+                         "weight": self.statistics.weight, "full": self.statistics.full, "rescaled": self.rescaled, "seed": self.seed,
                          "told": self.told}
         for path, block in self.blocks.items():
             state |= {f"kfac.{path}.{name}": x.copy() for name, x in block.arrays().items()}
@@ -249,24 +247,28 @@ class KFAC(Optimizer):
         own = state.get("kfac")
         if own is None:
             raise CheckpointError("load_state_dict: this is not the state of a KFAC", hint="It is another optimizer's. Make that one.")
-        blocks = []
+        blocks, unclaimed = [], {name for name in state if name.startswith("kfac.")}
         try:
             for told in own["blocks"]:
-                block = KINDS[told["kind"]](told["paths"], told["options"], self.statistics.settings)
-                prefix = f"kfac.{block.name}."
+                block = KINDS[told["kind"]](dict(told["paths"]), dict(told["options"]), self.statistics.settings)
+                names = {name: f"kfac.{block.name}.{name}" for name in told["arrays"]}
+                if not unclaimed >= set(names.values()):
+                    raise ValueError(f"the arrays of {block.name} are missing")
+                unclaimed -= set(names.values())
                 device = self.parameters[block.name].device
-                block.load({name.removeprefix(prefix): backend.asarray(x, device).copy() for name, x in state.items()
-                            if name.startswith(prefix) and "." not in name.removeprefix(prefix).removeprefix("division.")}, told)
+                block.load({name: backend.asarray(state[path], device).copy() for name, path in names.items()}, told)
                 block.check({role: self.parameters[path].data for role, path in block.paths.items()})
                 blocks.append(block)
-            numbers = {name: float(own[name]) for name in ("unit", "weight", "rescaled")}
+            if unclaimed or len({path for block in blocks for path in block.paths.values()}) < sum(len(block.paths) for block in blocks):
+                raise ValueError("there is more in it than its blocks name" if unclaimed else "two blocks are of one parameter")
+            numbers = {name: float(own[name]) for name in ("weight", "full", "rescaled")}
             seed, told_plain, plain = int(own["seed"]), bool(own["told"]), dict(own["plain"])
-        except (KeyError, TypeError, ValueError, AttributeError, MinidlError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, MinidlError) as error:
             raise CheckpointError(f"load_state_dict: this KFAC and the state do not fit together: {error}",
                                   hint="Nothing was loaded. Is it the state of the same model, made with the same options?") from error
         self.inner.load_state_dict({name: x for name, x in state.items() if name != "kfac" and not name.startswith("kfac.")})
         self.statistics.take(blocks, plain)
-        self.statistics.unit, self.statistics.weight, self.rescaled = numbers["unit"], numbers["weight"], numbers["rescaled"]
+        self.statistics.weight, self.statistics.full, self.rescaled = numbers["weight"], numbers["full"], numbers["rescaled"]
         self.seed, self.told = seed, told_plain
 
     def __repr__(self) -> str:
@@ -306,18 +308,6 @@ class KFAC(Optimizer):
                                     hint='Or "adaptive".' if name == "factor_interval" else "")
 
     # What statistics.py asks for
-
-    def _read(self, loss: Tensor, seed: Array) -> Reading | None:
-        if self.loss is None:
-            reading = read(loss, seed)
-            if reading is None and not any("known distribution" in text for text in self.reports):
-                self._report("the loss has no known distribution, so the empirical Fisher is used, as for a mean; name it with loss=")
-            return reading
-        nodes = set(reached([(loss.node, loss.index)])) if loss.node is not None else set()
-        outputs, self._outputs = [y for y in self._outputs if y.node in nodes], []
-        if not outputs:
-            raise no_logits()
-        return named(self.loss, outputs, seed)
 
     def _sampler(self) -> np.random.Generator:
         """The generator of this step's targets. It begins anew each step, from the seed and the number of the step: nothing to be saved."""

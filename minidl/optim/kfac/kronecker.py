@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 from minidl import backend
 from minidl.backend import Array
 from minidl.graph import Node
+from minidl.optim.kfac.averages import share_of_new
 from minidl.optim.kfac.blocks import Block, Gradients, Pass, Settings
 from minidl.optim.kfac.division import KINDS, Ekfac, product
 
@@ -47,6 +48,11 @@ class KroneckerBlock(Block):
         """How it is divided by."""
         return self.settings.inversion
 
+    @property
+    def sharing(self) -> str:
+        """What is made of positions: "expand" or "reduce"."""
+        return self.settings.sharing
+
     # What differs between layers
 
     def moments_of_inputs(self, x: Array, function: Any) -> Array:
@@ -59,7 +65,7 @@ class KroneckerBlock(Block):
 
     def positions(self, gy: Array) -> int:
         """How many positions there are in all examples."""
-        raise NotImplementedError
+        return gy.size // gy.shape[-1]
 
     def single(self, x: Array, gy: Array, function: Any) -> Iterator[tuple[Array, Array]]:
         """a and g, a few examples at a time: (examples, blocks, k, T) each."""
@@ -81,7 +87,7 @@ class KroneckerBlock(Block):
 
     def observe(self, x: Array, gy: Array, op: Node, shown: Pass, fresh: bool, step: int) -> None:
         if fresh:
-            self.rows += self.positions(gy)
+            self.rows += len(gy) if self.sharing == "reduce" else self.positions(gy)
             if self.due("A", step):
                 self.add("A", self.moments_of_inputs(x, op.function))
         if shown.gradients and self.due("G", step):
@@ -90,7 +96,7 @@ class KroneckerBlock(Block):
                 self.shown.append((x, gy, op.function, shown))
 
     def divisor(self, name: str) -> float:
-        each_position = "A" if self.settings.sharing == "reduce" else "G"
+        each_position = "A" if self.sharing == "reduce" else "G"
         return self.rows if name == each_position else self.examples
 
     # Division
@@ -109,21 +115,22 @@ class KroneckerBlock(Block):
 
     def renew(self, inverses: dict[str, Array | None], damping: float) -> None:
         left, right = (self.averages[name].value for name in self.sides)
-        self.division.renew(left, right, inverses, self.side_names, self.settings.report)
+        self.division.renew(left, right, inverses, damping, self.side_names, self.settings.report)
         super().renew(inverses, damping)
 
     def refine(self, decay: float) -> None:
         if isinstance(self.division, Ekfac) and "curvature" in self.division.arrays and self.shown:
             self.rescaled += 1
-            share = 1.0 if self.rescaled == 1 else (1 - decay) / (1 - decay ** self.rescaled)
-            self.division.rescale(self.squares() * (1 / max(self.examples, 1)), share)
+            squares = self.squares() * (1 / max(self.examples, 1))
+            if bool(backend.of(squares).isfinite(squares).all()):
+                self.division.rescale(squares, share_of_new(decay, self.rescaled))
 
     def squares(self) -> Array:
         """EKFAC: the sum over the examples shown of (Q_l^T M Q_r)^2, M the example's gradient."""
         bases = [self.division.arrays[side].swapaxes(-1, -2) for side in ("left", "right")]
         total: Any = 0
-        for which in dict.fromkeys(id(shown) for *_, shown in self.shown):                  # pass by pass,
-            calls = [self.single(x, gy, function) for x, gy, function, shown in self.shown if id(shown) == which]
+        for which in dict.fromkeys((id(shown), len(gy)) for _, gy, _, shown in self.shown):                 # pass by pass,
+            calls = [self.single(x, gy, function) for x, gy, function, shown in self.shown if (id(shown), len(gy)) == which]
             for of_calls in zip(*calls, strict=True):                                       # all calls of the layer in it together
                 turned: Any = 0
                 for a, g in of_calls:
@@ -184,7 +191,7 @@ class KroneckerBlock(Block):
         if description["inversion"] == self.inversion:
             self.division.arrays = {name.removeprefix("division."): x for name, x in arrays.items() if name.startswith("division.")}
         else:
-            self.changed = True                                 # another way of dividing: it begins anew from the averages
+            self.damping, self.changed = None, True             # another way of dividing: it begins anew from the averages
 
     def shapes(self, parameters: Gradients) -> dict[str, tuple[int, ...]]:
         blocks, left, right = self.matrix(parameters).shape

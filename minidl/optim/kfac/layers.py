@@ -12,7 +12,7 @@ from minidl.backend import Array
 from minidl.graph import Node
 from minidl.kernels import Window
 from minidl.optim.kfac.averages import norm
-from minidl.optim.kfac.blocks import Gradients, Pass, Settings
+from minidl.optim.kfac.blocks import Gradients, Pass, Settings, wide
 from minidl.optim.kfac.kronecker import KroneckerBlock
 
 PIECE = 2**22           # numbers of single examples' gradients that stand in memory together
@@ -40,7 +40,7 @@ class AffineBlock(KroneckerBlock):
         return self.small
 
     def remember(self, x: Array, gy: Array) -> None:
-        self.rows_seen.append((x.reshape(-1, x.shape[-1]), gy.reshape(-1, gy.shape[-1])))
+        self.rows_seen.append((wide(x).reshape(-1, x.shape[-1]), wide(gy).reshape(-1, gy.shape[-1])))
 
     # The gradient is X^T Gy, X with a 1 at the end of each row. So A^-1 (X^T Gy) G^-1 = (X A^-1)^T (Gy G^-1), which takes fewer
     # multiplications where there are fewer rows than inputs and outputs. It is right only as long as nobody has changed the gradient:
@@ -60,17 +60,14 @@ class AffineBlock(KroneckerBlock):
         return super().directions(gradients, damping)
 
     def moments_of_inputs(self, x: Array, function: Any) -> Array:
-        if self.settings.sharing == "reduce":
+        if self.sharing == "reduce":
             x = x.reshape(len(x), -1, x.shape[-1]).mean(axis=1)
         return moments(x.reshape(-1, x.shape[-1]), "b" in self.paths)[None]
 
     def moments_of_gradients(self, gy: Array) -> Array:
-        if self.settings.sharing == "reduce":
+        if self.sharing == "reduce":
             gy = gy.reshape(len(gy), -1, gy.shape[-1]).sum(axis=1)
         return moments(gy.reshape(-1, gy.shape[-1]))[None]
-
-    def positions(self, gy: Array) -> int:
-        return gy.size // gy.shape[-1]
 
     def single(self, x: Array, gy: Array, function: Any) -> Iterator[tuple[Array, Array]]:
         x = x.reshape(len(x), 1, -1, x.shape[-1]).swapaxes(-1, -2)
@@ -104,7 +101,7 @@ class Conv2dBlock(KroneckerBlock):
 
     def moments_of_inputs(self, x: Array, function: Any) -> Array:
         window, bias = function.window, "b" in self.paths
-        if self.settings.sharing == "expand":
+        if self.sharing == "expand":
             return kernels.conv2d_patch_moments(x, window, self.groups, bias)
         patches = backend.of(x).concatenate([self.patches(x[some], window).mean(axis=-1, keepdims=True)
                                              for some in examples(len(x), x[0].size * window.kernel[0] * window.kernel[1])])
@@ -112,7 +109,7 @@ class Conv2dBlock(KroneckerBlock):
         return rows.swapaxes(-1, -2) @ rows
 
     def moments_of_gradients(self, gy: Array) -> Array:
-        if self.settings.sharing == "reduce":
+        if self.sharing == "reduce":
             gy = gy.sum(axis=(2, 3), keepdims=True)
         rows = backend.of(gy).moveaxis(gy, 1, -1).reshape(-1, self.groups, gy.shape[1] // self.groups)
         if self.groups == 1:
@@ -135,6 +132,11 @@ class Conv2dBlock(KroneckerBlock):
         for some in examples(len(x), numbers * max(gy.shape[2], gy.shape[3])):
             yield with_one(self.patches(x[some], window), "b" in self.paths), gy[some]
 
+    def check(self, parameters: Gradients) -> None:
+        if parameters["w"].shape != tuple(self.options["shape"]):
+            raise ValueError(f"{self.name} has shape {parameters['w'].shape}, and the state is of {tuple(self.options['shape'])}")
+        super().check(parameters)
+
     def matrix(self, gradients: Gradients) -> Array:
         w = gradients["w"]
         m = w.reshape(self.groups, len(w) // self.groups, -1)
@@ -150,14 +152,14 @@ class Conv2dBlock(KroneckerBlock):
 
 
 class EmbeddingBlock(KroneckerBlock):
-    """w (count, size): a is a one-hot row, so that A is diagonal: how often an example uses each id."""
+    """w (count, size): a is a one-hot row, so that A is diagonal: how often an example uses each id. Always as in expand."""
 
     kind = "embedding"
     left = "A"
 
     @classmethod
     def read(cls, op: Node) -> dict[str, Any]:
-        return {"count": op.function.shape[0]}
+        return {"count": op.function.shape[0], "dtype": str(wide(op.argument("w").data).dtype)}         # type: ignore[union-attr]
 
     @property
     def inversion(self) -> str:
@@ -165,16 +167,14 @@ class EmbeddingBlock(KroneckerBlock):
 
     def moments_of_inputs(self, x: Array, function: Any) -> Array:
         ids = function.key
-        return backend.of(ids).bincount(ids.reshape(-1), minlength=self.options["count"])[None].astype("float32")
+        return backend.of(ids).bincount(ids.reshape(-1), minlength=self.options["count"])[None].astype(self.options["dtype"])
 
     def moments_of_gradients(self, gy: Array) -> Array:
         return moments(gy.reshape(-1, gy.shape[-1]))[None]
 
-    def positions(self, gy: Array) -> int:
-        return gy.size // gy.shape[-1]
-
-    def divisor(self, name: str) -> float:
-        return self.rows if name == "G" else self.examples
+    @property
+    def sharing(self) -> str:
+        return "expand"
 
     def matrix(self, gradients: Gradients) -> Array:
         return gradients["w"][None]

@@ -26,7 +26,7 @@ from minidl.graph import Function, Node
 from minidl.optim.kfac.blocks import Block, Pass, Settings
 from minidl.optim.kfac.kronecker import KroneckerBlock
 from minidl.optim.kfac.layers import AffineBlock, Conv2dBlock, EmbeddingBlock
-from minidl.optim.kfac.scale import Reading
+from minidl.optim.kfac.scale import read, unit
 from minidl.optim.kfac.units import BatchNormBlock, LayerNormBlock
 from minidl.tensor import Tensor
 from minidl.walk import reached
@@ -43,21 +43,22 @@ KINDS = {block.kind: block for block in BLOCKS.values()}
 class Statistics:
     """The observer of all parameters: makes blocks as it sees layers, and has them collect.
 
-    parameters: by path. fisher: one of FISHERS. read: gives the Reading of a loss and its seed, or None. generator: gives the random
-    numbers for one step. step: gives the number of the present one. timed: a context that counts the seconds of a phase.
+    parameters: by path. fisher: one of FISHERS. name: of the loss, if it is written by hand. generator: gives the random numbers for one
+    step. step: gives the number of the present one. timed: a context that counts the seconds of a phase.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], fisher: str, settings: Settings,
-                 read: Callable[[Tensor, Array], Reading | None], generator: Callable[[], np.random.Generator], step: Callable[[], int],
+    def __init__(self, parameters: Mapping[str, Tensor], fisher: str, name: str | None, settings: Settings,
+                 generator: Callable[[], np.random.Generator], step: Callable[[], int],
                  timed: Callable[[str], AbstractContextManager[None]]):
-        self.fisher, self.settings = fisher, settings
-        self.read, self.generator, self.step, self.timed = read, generator, step, timed
+        self.fisher, self.name, self.settings = fisher, name, settings
+        self.generator, self.step, self.timed = generator, step, timed
         self.paths = {id(p): path for path, p in parameters.items()}
         self.blocks: dict[str, Block] = {}              # by the path of their first parameter
         self.owner: dict[str, Block] = {}               # by the path of any
         self.plain: dict[str, str] = {}                 # the parameters without a block, and why
-        self.unit = 1.0                                 # of the latest loss: see scale.py
-        self.weight, self.weighed = 1.0, False          # of all examples in the loss of a step, and whether this step's is in it
+        self.weight, self.full = 1.0, 1.0               # of all examples in the loss of a step, and in a mean over them: see scale.py
+        self.weighed = False                            # whether any of this step's are in it
+        self.unknown = False                            # whether there was a loss of which nothing is known
         self.collecting: Pass | None = None             # the pass that is looked at, if statistics are taken in it
         self.ordinary = False                           # whether it is the one that computes the gradient
         self.below: set[int] | None = None              # the numbers of the Nodes that count in it; None if all do
@@ -82,18 +83,26 @@ class Statistics:
             self.begin(loss, seed)
         self.ordinary, self.latest = True, -1
 
+    @property
+    def unit(self) -> float:
+        """What the gradient of a step is divided by."""
+        return unit(self.weight, self.full)
+
     def begin(self, loss: Tensor, seed: Array) -> None:
         """Find out what the pass is about, and run those that must come before it."""
         self.collecting = self.below = None
         if not self.due():
             return
-        reading = self.read(loss, seed)
-        if reading is None:                             # nothing is known of this loss
-            self.unit = self.weight = 1.0
+        reading = read(loss, seed, self.name)
+        if reading is None:
+            if not self.unknown:
+                self.settings.report("the loss has no known distribution, so the empirical Fisher is used, as for a mean; "
+                                     "name it with loss=")
+            self.unknown, self.weight, self.full = True, 1.0, 1.0
             self.collecting = Pass(gain=1 / max(abs(float(seed.sum())), 1e-30))
             return
-        self.unit = reading.unit
-        self.weight, self.weighed = reading.examples / reading.gain + self.weight * self.weighed, True
+        self.weight, self.full = reading.weight + self.weight * self.weighed, reading.full
+        self.weighed = True
         if self.fisher == "empirical" or not self.due("G", "F"):
             roots = [(part.logits.node, part.logits.index) for part in reading.parts if part.logits.node is not None]
             self.below = {node.order for node in reached(roots)}
@@ -122,7 +131,7 @@ class Statistics:
             return
         self.latest = op.order
         if self.collecting is not None and (self.below is None or op.order in self.below):
-            block = self.block_of(op)
+            block = self.block_of(op, self.collecting)
             if block is not None:
                 with self.timed("factors") if self.ordinary else nullcontext():             # the time of passes of its own is counted
                     block.collect(x, gy, op, self.collecting, self.step())
@@ -138,25 +147,30 @@ class Statistics:
         named = zip(op.function.plan.args, op.edges) if not op.function.plan.variadic else enumerate(op.edges)
         return {str(name): self.paths[id(edge)] for name, edge in named if isinstance(edge, Tensor) and id(edge) in self.paths}
 
-    def block_of(self, op: Node) -> Block | None:
+    def block_of(self, op: Node, shown: Pass) -> Block | None:
         """The block of a layer, made if it is seen for the first time; None if it has none."""
         leaves = self.leaves(op)
         kind = next((block for function, block in BLOCKS.items() if isinstance(op.function, function)), None)
         if kind is None or not set(leaves) <= set(kind.roles) or (issubclass(kind, KroneckerBlock) and "w" not in leaves):
             why = f"used by {op.name}" + ("" if kind is None else ", whose other parameters are not learned")
-            self.without(leaves.values(), why)
-            return None
-        if any(path in self.plain for path in leaves.values()):
-            self.without(leaves.values(), "shared with another operation")
-            return None
-        owners = {id(self.owner.get(path)): self.owner.get(path) for path in leaves.values()}
-        options = kind.read(op)
-        if set(owners.values()) == {None}:
-            return self.add(kind(leaves, options, self.settings))
-        block = owners.popitem()[1]
-        if not owners and block is not None and (block.kind, block.paths, block.options) == (kind.kind, leaves, options):
-            return block
-        self.without(leaves.values(), "shared between layers of different kinds")
+        elif any(path in self.plain for path in leaves.values()):
+            why = "shared with another operation"
+        else:
+            options = kind.read(op)
+            owners = list({id(owner): owner for path in leaves.values() if (owner := self.owner.get(path)) is not None}.values())
+            alike = all((owner.kind, owner.options) == (kind.kind, options) for owner in owners)
+            if len(owners) == 1 and alike and owners[0].paths == leaves:
+                return owners[0]
+            if not owners or (len(owners) == 1 and alike and owners[0].counted is not shown.nodes):
+                for owner in owners:                    # a parameter was frozen or freed since the last pass: the layer begins anew
+                    self.remove(owner)
+                return self.add(kind(leaves, options, self.settings))
+            why = "shared between layers of different kinds"
+        for path in leaves.values():
+            if path in self.owner:
+                for other in self.remove(self.owner[path]):
+                    self.plain.setdefault(other, why)
+            self.plain.setdefault(path, why)
         return None
 
     def add(self, block: Block) -> Block:
@@ -171,16 +185,12 @@ class Statistics:
         for block in blocks:
             self.add(block)
 
-    def without(self, paths: Iterable[str], why: str) -> None:
-        """These parameters have no block, and others that were in one with them have none any more."""
-        for path in paths:
-            block = self.owner.get(path)
-            if block is not None:
-                self.blocks.pop(block.name, None)
-                for other in block.paths.values():
-                    self.owner.pop(other, None)
-                    self.plain.setdefault(other, why)
-            self.plain.setdefault(path, why)
+    def remove(self, block: Block) -> list[str]:
+        """Forget a block; gives the paths of its parameters."""
+        self.blocks.pop(block.name)
+        for path in block.paths.values():
+            self.owner.pop(path)
+        return list(block.paths.values())
 
 
 class Eye:

@@ -1,8 +1,9 @@
 """Blocks of normalization layers: each unit for itself, its gamma and beta together.
 
 A channel of batch normalization, or a position of layer normalization, has y = gamma u + beta, u normalized. Of the Fisher matrix the
-2 x 2 block of (gamma, beta) is kept, E[(dgamma, dbeta) (dgamma, dbeta)^T] over the examples, with no approximation, and what couples one
-unit with another is left out ("unit-wise": Osawa et al., arXiv:2002.06015). Its damped inverse is a formula.
+2 x 2 block of (gamma, beta) is kept, E[(dgamma, dbeta) (dgamma, dbeta)^T] over the examples. What couples one unit with another is left
+out ("unit-wise": Osawa et al., arXiv:2002.06015), and, where a layer is used twice, one use with the other. The damped inverse of such a
+block is a formula.
 """
 
 from __future__ import annotations

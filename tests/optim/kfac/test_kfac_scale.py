@@ -56,9 +56,15 @@ class TestReductions:
         assert_times(total, mean, 12)
 
     @fishers
-    def test_a_factor_on_the_loss_is_one_on_the_step(self, kind, shape, fisher):
-        mean, tripled = (self.steps(kind, shape, fisher, lambda loss, z, y, each=each: loss(z, y) * each) for each in (1, 3))
-        assert_times(tripled, mean, 3)
+    def test_a_factor_on_a_sum_is_one_on_the_step(self, kind, shape, fisher):
+        total, tripled = (self.steps(kind, shape, fisher, lambda loss, z, y, each=each: loss(z, y, reduction="sum") * each)
+                          for each in (1, 3))
+        assert_times(tripled, total, 3)
+
+    @fishers
+    def test_a_part_of_a_mean_steps_as_the_mean(self, kind, shape, fisher):
+        mean, half = (self.steps(kind, shape, fisher, lambda loss, z, y, each=each: loss(z, y) * each) for each in (1, 0.5))
+        assert_times(half, mean, 1)
 
     @fishers
     def test_losses_that_are_added_up_by_hand_have_the_same_direction(self, kind, shape, fisher):

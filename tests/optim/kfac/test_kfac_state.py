@@ -108,7 +108,7 @@ class TestWhatDoesNotFit:
         "no steps": lambda state: state.pop("steps"),
         "a list": lambda state: state.update({"kfac": [1, 2]}),
         "no blocks": rest(lambda own: own.pop("blocks")),
-        "no unit": rest(lambda own: own.pop("unit")),
+        "no weight": rest(lambda own: own.pop("weight")),
         "a kind of block that is not known": rest(lambda own: own["blocks"][0].update(kind="diagonal")),
         "a parameter that is not there": rest(lambda own: own["blocks"][0].update(paths={"w": "7.w"})),
         "counters that are no numbers": rest(lambda own: own["blocks"][0]["averages"]["A"].update(count="many")),
