@@ -18,10 +18,10 @@ import pytest
 
 pytest.importorskip("threadpoolctl", reason="scripts/bench_kfac needs the extra fast")
 
-from kfac import flops, methods, results, runs, section, steps, tuning, workloads
 from rich.console import Console
 
 from bench import machine
+from kfac import flops, methods, results, runs, section, steps, tuning, workloads
 from minidl import optim
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_kfac"

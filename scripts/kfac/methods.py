@@ -55,8 +55,8 @@ METHODS = (
     }, {"autoencoder": {"lr": 2e-3}, "lenet": {"lr": 4e-3}}),
     Method("kfac", "K-FAC", "KFAC", {
         # where kl_clip bounds every step, lr has no say: one value is enough for the autoencoder
-        "autoencoder": {"lr": (0.1,), "damping": (0.1, 0.2, 0.4), "kl_clip": (0.01, 0.03, 0.1)},
-        "lenet": {"lr": (0.03, 0.05, 0.1), "damping": (0.1, 0.3), "kl_clip": (0.003, 0.01)},
+        "autoencoder": {"lr": (0.1,), "damping": (0.03, 0.1, 0.3), "kl_clip": (0.03, 0.1, 0.3)},
+        "lenet": {"lr": (0.03, 0.1), "damping": (0.1, 0.3), "kl_clip": (0.003, 0.01)},
     }, {"autoencoder": {"lr": 0.1, "damping": 0.1, "kl_clip": 0.03}, "lenet": {"lr": 0.05, "damping": 0.3, "kl_clip": 0.01}},
         {"momentum": 0.9, "factor_decay": 0.8, "factor_interval": INTERVAL, "inverse_interval": INTERVAL}),
     Method("kfac-1", "K-FAC, every step", "KFAC", {}, {},

@@ -4,9 +4,9 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from curved import LOSSES, affine, block_of, conv, conv_net, error, flat, gradients, mlp, numbers, plain_kfac, shown, targets
 
 import minidl
+from curved import LOSSES, affine, block_of, conv, conv_net, error, flat, gradients, mlp, numbers, plain_kfac, shown, targets
 from minidl import functions as F
 from minidl import nn, optim
 

@@ -6,8 +6,8 @@ import weakref
 
 import numpy as np
 import pytest
-from curved import affine, block_of, conv, conv_net, mlp, numbers, plain_kfac, shown
 
+from curved import affine, block_of, conv, conv_net, mlp, numbers, plain_kfac, shown
 from minidl import backend, fisher, nn
 from minidl import functions as F
 from minidl.errors import CheckpointError

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from curved import affine, conv, flat, gradients, mlp, numbers, plain_kfac, shown
 
+from curved import affine, conv, flat, gradients, mlp, numbers, plain_kfac, shown
 from minidl import functions as F
 from minidl import nn
 from minidl.optim.kfac import inverses

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from curved import LOSSES, affine, block_of, conv, mlp, numbers, plain_kfac, shown, targets
 
 import minidl
+from curved import LOSSES, affine, block_of, conv, mlp, numbers, plain_kfac, shown, targets
 from minidl import functions as F
 from minidl import nn
 

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from curved import LOSSES, affine, conv, gradients, mlp, numbers, plain_kfac, targets
 
 import strict  # noqa: F401   makes the strict device known
+from curved import LOSSES, affine, conv, gradients, mlp, numbers, plain_kfac, targets
 from minidl import Tensor, backend, nn, optim
 from minidl import functions as F
 from minidl.errors import ArgumentError

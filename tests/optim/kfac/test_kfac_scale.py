@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from curved import LOSSES, affine, flat, gradients, mlp, numbers, ordered, plain_kfac, shown, targets
 
 import minidl
+from curved import LOSSES, affine, flat, gradients, mlp, numbers, ordered, plain_kfac, shown, targets
 from minidl import fisher, nn
 from minidl import functions as F
 

@@ -4,8 +4,8 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from curved import affine, conv, mlp, numbers, targets
 
+from curved import affine, conv, mlp, numbers, targets
 from minidl import backend, checkpoint, nn, optim
 from minidl import functions as F
 from minidl.errors import CheckpointError

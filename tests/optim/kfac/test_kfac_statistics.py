@@ -6,9 +6,9 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from curved import LOSSES, affine, conv, mlp, numbers, plain_kfac, targets
 
 import minidl
+from curved import LOSSES, affine, conv, mlp, numbers, plain_kfac, targets
 from minidl import functions as F
 from minidl import nn, optim
 from minidl.errors import ArgumentError
