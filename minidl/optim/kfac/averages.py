@@ -10,7 +10,7 @@ from minidl import backend
 from minidl.backend import Array
 
 STEADY = 0.1            # a factor that moves by less, relative to its norm, is renewed less often
-LONGEST = 1000          # steps between two renewals, at most
+LONGEST = 1024          # steps between two renewals, at most
 
 
 @dataclass
@@ -20,9 +20,14 @@ class Timing:
     interval: int | str
     warm_up: int
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether each factor finds its own interval."""
+        return self.interval == "adaptive"
+
     def due(self, step: int) -> bool:
         """Whether a fixed interval ends at this step, counted from 0."""
-        return step < max(self.warm_up, 1) or (self.interval != "adaptive" and step % int(self.interval) == 0)
+        return step < max(self.warm_up, 1) or (not self.adaptive and step % int(self.interval) == 0)
 
 
 class Average:
@@ -30,58 +35,55 @@ class Average:
 
         M_t = sum over s <= t of decay^(t - s) X_s / (the sum of the weights)
 
-    In adaptive timing the steps to the next renewal grow as the Fibonacci numbers do while M moves by less than STEADY of its norm, and are
-    halved when it moves by more. Osawa et al., arXiv:2002.06015 (which compares single minibatches: the average is steadier).
+    t counts renewals; in adaptive timing, steps, so that what was seen long ago counts little however seldom one looks. There the interval
+    is doubled when M has moved by less than STEADY of its norm, and halved when it has moved by more; intervals are powers of two, so that
+    the factors that are due are due together. After Osawa et al., arXiv:2002.06015, who compare single minibatches.
     """
 
     def __init__(self) -> None:
         self.value: Any = None          # an Array once there was a minibatch
-        self.count = 0
-        self.interval, self.before = 1, 0
-        self.next = 0                   # the step at which it is due, in adaptive timing
+        self.weight = 0.0               # the sum of the weights, which begins at 0 and goes to 1
+        self.latest = 0                 # the step of the last renewal
+        self.interval = 1               # and in adaptive timing the steps to the next
+        self.next = 0
 
     def due(self, step: int, timing: Timing) -> bool:
         """Whether it is to be renewed at this step."""
-        return timing.due(step) or (timing.interval == "adaptive" and step >= self.next) or self.value is None
+        return timing.due(step) or (timing.adaptive and step >= self.next) or self.value is None
 
     def add(self, x: Array, decay: float, step: int, adaptive: bool = False) -> None:
         """Take in what a minibatch shows. x: an array that is the average's from now on."""
-        self.count += 1
+        kept = min(decay ** (max(step - self.latest, 1) if adaptive and self.value is not None else 1), 1 - 1e-9)
+        self.weight = kept * self.weight + (1 - kept)
+        self.latest = step
         if self.value is None:
             self.value = x
-            self.next = step + 1
+            self.put_off(step)
             return
         x -= self.value                                             # M <- M + share (X - M)
-        x *= share_of_new(decay, self.count)
+        x *= (1 - kept) / self.weight
         if adaptive:
-            self.plan(step, float(norm(x)), float(norm(self.value)))
+            steady = float(norm(x)) < STEADY * float(norm(self.value))
+            self.interval = min(self.interval * 2, LONGEST) if steady else max(1, self.interval // 2)
+            self.put_off(step)
         self.value += x
 
-    def plan(self, step: int, moved: float, size: float) -> None:
-        """Set when it is next due."""
-        if moved < STEADY * size:
-            self.before, self.interval = self.interval, min(self.interval + self.before, LONGEST)
-        else:
-            self.before, self.interval = 0, max(1, self.interval // 2)
-        self.next = step + self.interval
+    def put_off(self, step: int) -> None:
+        """In adaptive timing: it is next due when its interval ends."""
+        self.next = (step // self.interval + 1) * self.interval
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint takes beside the value."""
-        return {"count": self.count, "interval": self.interval, "before": self.before, "next": self.next}
+        return {"weight": self.weight, "latest": self.latest, "interval": self.interval, "next": self.next}
 
     def load(self, value: Array, state: dict[str, Any]) -> None:
         """Go back to a state."""
-        self.value = value
-        for name in ("count", "interval", "before", "next"):
+        self.value, self.weight = value, float(state["weight"])
+        for name in ("latest", "interval", "next"):
             setattr(self, name, int(state[name]))
 
 
-def share_of_new(decay: float, count: int) -> float:
-    """What the last of `count` minibatches has of their average."""
-    return (1 - decay) / (1 - decay ** count) if decay < 1 else 1 / count
-
-
 def norm(x: Array) -> Any:
-    """The root of the sum of all squares; NaN and infinity come out as infinity."""
+    """The root of the sum of all squares; where that is no number, infinity."""
     total = (x * x).sum()
     return backend.of(x).where(total == total, total, math.inf) ** 0.5

@@ -7,7 +7,7 @@ kind to kind: Kronecker factors in kronecker.py, single units in units.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from minidl import backend
@@ -35,13 +35,14 @@ class Pass:
 
     examples: in the minibatch; None if only each layer's own first axis is known, and the loss is taken to be a mean over it. gain: what
     a gradient is to be multiplied by to be an example's own. gradients: whether these are to be taken in, or inputs alone. nodes: the
-    numbers of the Nodes whose inputs were taken in; passes over the same graph share the set.
+    numbers of the Nodes whose inputs were taken in since the step began. backward: the same for the passes that one backward() runs.
     """
 
-    examples: int | None = None
-    gain: float = 1.0
-    gradients: bool = True
-    nodes: set[int] = field(default_factory=set)
+    examples: int | None
+    gain: float
+    gradients: bool
+    nodes: set[int]
+    backward: object
 
 
 class Block:
@@ -65,7 +66,7 @@ class Block:
 
     @property
     def name(self) -> str:
-        """For reports: the path of its first parameter."""
+        """The path of its first parameter: what it is called in checkpoints, and in reports."""
         return next(iter(self.paths.values()))
 
     # Statistics
@@ -75,7 +76,7 @@ class Block:
         self.sums: dict[str, Any] = {}
         self.examples: int = 0
         self.rows: int = 0                      # positions at which the layer was applied, over all examples
-        self.counted: set[int] | None = None    # the nodes of the graph whose examples were counted last
+        self.counted: object = None             # the backward() whose examples were counted last
 
     def due(self, name: str, step: int) -> bool:
         """Whether an average is to be renewed at this step."""
@@ -86,9 +87,9 @@ class Block:
         own = len(gy)
         fresh = op.order not in shown.nodes
         shown.nodes.add(op.order)
-        if fresh and shown.nodes is not self.counted:               # a layer used twice in a graph has not twice as many examples
+        if fresh and shown.backward is not self.counted:            # a layer used twice in a graph has not twice as many examples
             self.examples += own if shown.examples is None else shown.examples
-            self.counted = shown.nodes
+            self.counted = shown.backward
         gain = shown.gain * (own if shown.examples is None else 1)
         x, gy = wide(x), wide(gy)
         self.observe(x, gy if gain == 1 or not shown.gradients else gy * gain, op, shown, fresh, step)
@@ -125,8 +126,14 @@ class Block:
                 self.settings.report(f"what this minibatch shows of factor {name} of {self.name} is not finite: it is left out")
                 continue
             x *= 1 / max(self.divisor(name), 1)
-            self.averages[name].add(x, decay, step, self.settings.timing.interval == "adaptive")
+            self.averages[name].add(x, decay, step, self.settings.timing.adaptive)
             self.changed = True
+
+    def put_off(self, step: int) -> None:
+        """The layer was not used in a step in which statistics were taken: it is not waited for."""
+        for average in self.averages.values():
+            if step >= average.next:
+                average.put_off(step)
 
     # Division
 
@@ -196,16 +203,16 @@ class Block:
         raise NotImplementedError
 
     def follow(self, w: Array) -> None:
-        """Go where the model went, if it was moved."""
+        """Go where the model went, if it was moved, or brought to another dtype."""
         value = next(iter(self.averages.values())).value
-        if value is not None and backend.device_of(value) != backend.device_of(w):
-            self.move(backend.device_of(w))
+        if value is not None and (backend.device_of(value) != backend.device_of(w) or (value.dtype != w.dtype and w.dtype.itemsize > 2)):
+            self.move(backend.device_of(w), "float32" if w.dtype.itemsize < 4 else w.dtype)
 
-    def move(self, device: str) -> None:
-        """Bring everything to a device."""
+    def move(self, device: str, dtype: Any) -> None:
+        """Bring everything to a device and a dtype."""
         for average in self.averages.values():
             if average.value is not None:
-                average.value = backend.asarray(average.value, device)
+                average.value = backend.asarray(average.value.astype(dtype, copy=False), device)
 
 
 def wide(x: Array) -> Array:

@@ -18,7 +18,6 @@ from minidl.backend import Array
 from minidl.optim.kfac.inverses import Report, eigen, split
 
 LEAST = 1e-6            # of the mean curvature: what is divided by is no less
-INVERSIONS = ("cholesky", "eigen", "ekfac")
 
 
 class Cholesky:
@@ -38,9 +37,8 @@ class Cholesky:
                 wanted[name] = (factor, more)
         return wanted
 
-    def renew(self, left: Array, right: Array, inverses: dict[str, Array | None], damping: float, names: dict[str, str],
-              report: Report) -> None:
-        """Take new inverses. None stands for one that could not be made, now or before."""
+    def take(self, inverses: dict[str, Array | None]) -> None:
+        """Take new inverses. None stands for one that could not be made: that of before stays."""
         self.arrays |= {name: inverse for name, inverse in inverses.items() if inverse is not None}
 
     def divide(self, m: Array, damping: float) -> Array | None:
@@ -56,11 +54,7 @@ class Eigen:
     def __init__(self) -> None:
         self.arrays: dict[str, Array] = {}      # "left" and "right": eigenvectors, for a diagonal factor none; "curvature": (blocks, l, r)
 
-    def to_invert(self, left: Array, right: Array, damping: float) -> dict[str, tuple[Array, Array]]:
-        return {}
-
-    def renew(self, left: Array, right: Array, inverses: dict[str, Array | None], damping: float, names: dict[str, str],
-              report: Report) -> None:
+    def find(self, left: Array, right: Array, damping: float, names: dict[str, str], report: Report) -> None:
         """Find the eigenvectors. Where that fails, those of before stay."""
         found: dict[str, Array] = {}
         values = []
@@ -115,7 +109,7 @@ class Ekfac(Eigen):
         self.arrays["curvature"] = self.arrays["curvature"] + share * (squares - self.arrays["curvature"])
 
 
-KINDS: dict[str, Any] = {"cholesky": Cholesky, "eigen": Eigen, "ekfac": Ekfac}
+INVERSIONS: dict[str, Any] = {"cholesky": Cholesky, "eigen": Eigen, "ekfac": Ekfac}
 
 
 def at_least(curvature: Array, like: Array) -> Array:

@@ -126,6 +126,8 @@ def _small(m: Array) -> Array | None:
     xp = backend.of(m)
     try:
         lower = xp.linalg.cholesky(m)
+        if not bool((diagonals(lower) > 0).all()):                  # CuPy raises nothing
+            return None
         root = xp.linalg.solve(lower, xp.broadcast_to(xp.eye(m.shape[1], dtype=m.dtype), m.shape))
     except np.linalg.LinAlgError:
         return None
@@ -180,7 +182,7 @@ def _rescued(name: str, m: Array, extra: Array, report: Report) -> Array | None:
         if found is not None:
             report(f"{name} is not positive definite: {jitter:g} of its mean was added to its diagonal")
             return found
-    found = cholesky_inverse(plus_diagonal(m.astype("float64"), extra.astype("float64")))
+    found = None if m.dtype == "float64" else cholesky_inverse(plus_diagonal(m.astype("float64"), extra.astype("float64")))
     if found is not None:
         report(f"{name} is not positive definite in {m.dtype}: it was inverted in float64")
         return found.astype(m.dtype)

@@ -25,8 +25,8 @@ from minidl.optim.kfac.averages import Timing
 from minidl.optim.kfac.blocks import Block, Settings, wide
 from minidl.optim.kfac.division import INVERSIONS
 from minidl.optim.kfac.inverses import inverted
-from minidl.optim.kfac.scale import NAMES, Prediction, check_name
-from minidl.optim.kfac.statistics import FISHERS, KINDS, Statistics
+from minidl.optim.kfac.scale import NAMES, Prediction, check_name, no_prediction
+from minidl.optim.kfac.statistics import BLOCK_KINDS, FISHERS, Statistics
 from minidl.optim.optimizer import Optimizer, Parameters, check_numbers, parameters_of, register
 from minidl.optim.schedule import Number, value_at
 from minidl.optim.sgd import SGD
@@ -73,14 +73,15 @@ class KFAC(Optimizer):
         self.damping, self.kl_clip, self.factor_decay = damping, kl_clip, factor_decay
         self.inverse_interval, self.seed = inverse_interval, seed
         self._check(fisher, inversion, sharing, factor_interval, warm_up)
+        if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= seed < 2**64:
+            raise ArgumentError(f"KFAC: seed is {seed!r}, and must be an int from 0 to 2^64 - 1")
         check_name(loss)
         if loss is not None and not isinstance(model, Module):
             raise ArgumentError("KFAC: with loss= the model itself is needed, whose output the loss takes", hint="Give the Module.")
-        self.rescaled = 1.0                     # Levenberg and Marquardt: what the damping is multiplied by
+        self.damping_scale = 1.0                     # Levenberg and Marquardt: what the damping is multiplied by
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.reports: list[str] = []            # what went wrong and was mended, and what is not covered
-        self.told = False                       # whether the parameters without a block were named
-        self._generator: np.random.Generator | None = None
+        self.told: set[str] = set()             # the parameters without a block that were named
         settings = Settings(inversion, sharing, Timing(factor_interval, warm_up), self._report)
         self.statistics = Statistics(self.parameters, fisher, loss, settings, self._sampler, lambda: self.steps, self._timed)
         if loss is not None and isinstance(model, Module):
@@ -106,6 +107,21 @@ class KFAC(Optimizer):
         return self.inner.last_lr
 
     @property
+    def state(self) -> Any:
+        """The inner rule's memory, by path."""
+        return self.inner.state
+
+    @property
+    def updates(self) -> Any:
+        """How many updates each parameter has had."""
+        return self.inner.updates
+
+    @property
+    def changes(self) -> Any:
+        """The inner rule's options for each parameter, where they differ."""
+        return self.inner.changes
+
+    @property
     def blocks(self) -> dict[str, Block]:
         """The blocks of the Fisher matrix, by the path of their first parameter; there are none before the first backward pass."""
         return self.statistics.blocks
@@ -113,16 +129,16 @@ class KFAC(Optimizer):
     @property
     def plain(self) -> dict[str, str]:
         """The parameters that take the plain gradient, and why. Known after the first step."""
-        covered = self.statistics.owner
-        return {path: self.statistics.plain.get(path, "not used on the way to the loss's distribution")
-                for path, p in self.parameters.items() if path not in covered and p.requires_grad}
+        known = {**self.statistics.lately, **self.statistics.plain}
+        return {path: known.get(path, "not seen on the way to the loss") for path, p in self.parameters.items()
+                if path not in self.statistics.owner and p.requires_grad}
 
     # A step
 
     def zero_grad(self) -> None:
         """Forget all gradients, and the statistics that came with them."""
         self.inner.zero_grad()
-        self._forget()
+        self.statistics.forget()
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:
         """Update every parameter that has a gradient and is not frozen; gradients stay as they are.
@@ -144,24 +160,28 @@ class KFAC(Optimizer):
             for path, grad in gradients.items():
                 self.parameters[path].grad = grad
         if closure is not None and start is not None:
-            self.rescaled *= levenberg.factor(start, closure, self.parameters, self.blocks.values(), damping, self.statistics.weight)
-        self._forget()
-        if not self.told:
-            self.told = True
-            if self.plain:
-                listed = ", ".join(f"{path} ({why})" for path, why in self.plain.items())
-                self._report(f"these parameters take the plain gradient: {listed}")
+            factor = levenberg.factor(start, closure, self.parameters, self.blocks.values(), damping, self.statistics.weight)
+            self.damping_scale = min(max(self.damping_scale * factor, 1 / levenberg.FARTHEST), levenberg.FARTHEST)
+        self.statistics.forget()
+        fresh = {path: why for path, why in self.plain.items() if path not in self.told}
+        if fresh:
+            self.told |= set(fresh)
+            self._report("these parameters take the plain gradient: " + ", ".join(f"{path} ({why})" for path, why in fresh.items()))
 
     def prepare(self) -> None:
         """Take the statistics of this step into the averages, and renew what is divided by where it is time."""
         step, blocks = self.steps, self.blocks.values()
         decay, damping = value_at(self.factor_decay, step), self.present_damping()
+        if self.statistics.silent and not self.statistics.term:
+            raise no_prediction()
         shown = [block for block in blocks if block.sums]
         with self._timed("factors"):
             for block in blocks:
                 block.follow(self.parameters[block.name].data)
             for block in shown:
                 block.absorb(decay, step)
+            for block in blocks if shown else ():
+                block.put_off(step)
         timely = Timing(self.inverse_interval, self.statistics.settings.timing.warm_up).due(step)
         due = [block for block in blocks
                if block.ready and (block.damping is None or (timely and (block.changed or block.damping != damping)))]
@@ -174,18 +194,11 @@ class KFAC(Optimizer):
             for block in shown:
                 block.refine(decay)
                 block.clear()
-
-    def _forget(self) -> None:
-        """A step is over, or will not be made."""
-        self._generator = None
-        self.statistics.weighed = False
-        for block in self.blocks.values():
-            block.clear()
-            block.forget()
+        self.statistics.nodes = set()           # what comes now, in the same step or the next, is counted anew
 
     def present_damping(self) -> float:
         """The damping of this step."""
-        return float(value_at(self.damping, self.steps)) * self.rescaled
+        return float(value_at(self.damping, self.steps)) * self.damping_scale
 
     def directions(self, damping: float | None = None) -> dict[str, Array]:
         """The gradients divided by F + damping, by path, for the parameters that have a block: arrays of their own, float32 at least.
@@ -234,10 +247,11 @@ class KFAC(Optimizer):
         """A copy of all that a resumed run needs: the inner rule's state, and under names that begin with "kfac." the averages, what is
         divided by (arrays), and the counters (what JSON can hold). The sampler begins anew each step, from its seed.
         """
-        state = self.inner.state_dict()
+        state, settings = self.inner.state_dict(), self.statistics.settings
         state["kfac"] = {"blocks": [block.description() for block in self.blocks.values()], "plain": dict(self.statistics.plain),
-                         "weight": self.statistics.weight, "full": self.statistics.full, "rescaled": self.rescaled, "seed": self.seed,
-                         "told": self.told}
+                         "weight": self.statistics.weight, "full": self.statistics.full,
+                         "damping_scale": self.damping_scale, "seed": self.seed,
+                         "told": sorted(self.told), "sharing": settings.sharing, "fisher": self.statistics.fisher}
         for path, block in self.blocks.items():
             state |= {f"kfac.{path}.{name}": x.copy() for name, x in block.arrays().items()}
         return state
@@ -250,7 +264,7 @@ class KFAC(Optimizer):
         blocks, unclaimed = [], {name for name in state if name.startswith("kfac.")}
         try:
             for told in own["blocks"]:
-                block = KINDS[told["kind"]](dict(told["paths"]), dict(told["options"]), self.statistics.settings)
+                block = BLOCK_KINDS[told["kind"]](dict(told["paths"]), dict(told["options"]), self.statistics.settings)
                 names = {name: f"kfac.{block.name}.{name}" for name in told["arrays"]}
                 if not unclaimed >= set(names.values()):
                     raise ValueError(f"the arrays of {block.name} are missing")
@@ -261,15 +275,26 @@ class KFAC(Optimizer):
                 blocks.append(block)
             if unclaimed or len({path for block in blocks for path in block.paths.values()}) < sum(len(block.paths) for block in blocks):
                 raise ValueError("there is more in it than its blocks name" if unclaimed else "two blocks are of one parameter")
-            numbers = {name: float(own[name]) for name in ("weight", "full", "rescaled")}
-            seed, told_plain, plain = int(own["seed"]), bool(own["told"]), dict(own["plain"])
+            for name, value in (("sharing", self.statistics.settings.sharing), ("fisher", self.statistics.fisher)):
+                if own[name] != value:
+                    raise ValueError(f"its {name} is {own[name]!r}, and this one's {value!r}")
+            numbers = {name: float(own[name]) for name in ("weight", "full", "damping_scale")}
+            seed, told_plain, plain = int(own["seed"]), set(own["told"]), dict(own["plain"])
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, MinidlError) as error:
             raise CheckpointError(f"load_state_dict: this KFAC and the state do not fit together: {error}",
                                   hint="Nothing was loaded. Is it the state of the same model, made with the same options?") from error
         self.inner.load_state_dict({name: x for name, x in state.items() if name != "kfac" and not name.startswith("kfac.")})
         self.statistics.take(blocks, plain)
-        self.statistics.weight, self.statistics.full, self.rescaled = numbers["weight"], numbers["full"], numbers["rescaled"]
+        self.statistics.weight, self.statistics.full, self.damping_scale = numbers["weight"], numbers["full"], numbers["damping_scale"]
         self.seed, self.told = seed, told_plain
+
+    def close(self) -> None:
+        """Stop looking at backward passes. What nobody holds any more stops by itself."""
+        self.statistics.close()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise ArgumentError("KFAC: an optimizer that looks at a model cannot be copied or pickled",
+                            hint="Make a KFAC of the copy of the model, and give it this one's state: load_state_dict(state_dict()).")
 
     def __repr__(self) -> str:
         return f"KFAC({self.inner!r}, damping={self.damping!r}, kl_clip={self.kl_clip!r}, fisher={self.statistics.fisher!r})"
@@ -293,14 +318,14 @@ class KFAC(Optimizer):
     def _check(self, fisher: str, inversion: str, sharing: str, factor_interval: Any, warm_up: Any) -> None:
         """ArgumentError for an option that makes no sense."""
         check_numbers("KFAC", damping=(self.damping, 0, math.inf), factor_decay=(self.factor_decay, 0, 1),
-                      **({} if self.kl_clip is None else {"kl_clip": (self.kl_clip, 0, math.inf)}))
+                      **({} if self.kl_clip is None else {"kl_clip": (self.kl_clip, 1e-30, math.inf)}))
         for name, value, known in (("fisher", fisher, FISHERS), ("inversion", inversion, INVERSIONS), ("sharing", sharing, SHARINGS)):
             if value not in known:
                 raise ArgumentError(f"KFAC: {name} is {value!r}, which is not known{nearest(str(value), known)}",
                                     hint=f"Known are {', '.join(known)}.")
         whole: Any
         for name, whole, least in (("factor_interval", factor_interval, 1), ("inverse_interval", self.inverse_interval, 1),
-                                   ("warm_up", warm_up, 0), ("seed", self.seed, 0)):
+                                   ("warm_up", warm_up, 0)):
             if whole == "adaptive" and name == "factor_interval":
                 continue
             if isinstance(whole, bool) or not hasattr(whole, "__index__") or whole < least:
@@ -310,10 +335,8 @@ class KFAC(Optimizer):
     # What statistics.py asks for
 
     def _sampler(self) -> np.random.Generator:
-        """The generator of this step's targets. It begins anew each step, from the seed and the number of the step: nothing to be saved."""
-        if self._generator is None:
-            self._generator = np.random.Generator(np.random.Philox(key=[self.seed, self.steps]))
-        return self._generator
+        """A generator for this step's targets. It begins anew each step, from the seed and the number of the step: nothing to be saved."""
+        return np.random.Generator(np.random.Philox(key=[self.seed, self.steps]))
 
     def _report(self, text: str) -> None:
         self.reports.append(text)
@@ -322,5 +345,7 @@ class KFAC(Optimizer):
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
         started = time.perf_counter()
-        yield
-        self.seconds[phase] += time.perf_counter() - started
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - started

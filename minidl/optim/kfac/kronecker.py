@@ -20,15 +20,17 @@ Another call of the same layer in a step is further positions. The layers themse
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from minidl import backend
 from minidl.backend import Array
 from minidl.graph import Node
-from minidl.optim.kfac.averages import share_of_new
 from minidl.optim.kfac.blocks import Block, Gradients, Pass, Settings
-from minidl.optim.kfac.division import KINDS, Ekfac, product
+from minidl.optim.kfac.division import INVERSIONS, Cholesky, Ekfac, product
+
+PIECE = 2**22           # numbers of single examples that stand in memory together
 
 
 class KroneckerBlock(Block):
@@ -40,8 +42,8 @@ class KroneckerBlock(Block):
 
     def __init__(self, paths: dict[str, str], options: dict[str, Any], settings: Settings):
         super().__init__(paths, options, settings)
-        self.division = KINDS[self.inversion]()
-        self.rescaled = 0                                       # EKFAC: how often the scales were taken in
+        self.division = INVERSIONS[self.inversion]()
+        self.refined = 0                                        # EKFAC: how often the scales were taken in
 
     @property
     def inversion(self) -> str:
@@ -67,8 +69,8 @@ class KroneckerBlock(Block):
         """How many positions there are in all examples."""
         return gy.size // gy.shape[-1]
 
-    def single(self, x: Array, gy: Array, function: Any) -> Iterator[tuple[Array, Array]]:
-        """a and g, a few examples at a time: (examples, blocks, k, T) each."""
+    def single(self, x: Array, gy: Array, function: Any) -> tuple[Array, Array]:
+        """a and g of each example: (examples, blocks, k, T) each."""
         raise NotImplementedError
 
     def matrix(self, gradients: Gradients) -> Array:
@@ -111,37 +113,44 @@ class KroneckerBlock(Block):
         return {side: f"factor {name} of {self.name}" for side, name in zip(("left", "right"), self.sides)}
 
     def to_invert(self, damping: float) -> dict[str, tuple[Array, Array]]:
-        return self.division.to_invert(*(self.averages[name].value for name in self.sides), damping)
+        if not isinstance(self.division, Cholesky):
+            return {}
+        left, right = (self.averages[name].value for name in self.sides)
+        return self.division.to_invert(left, right, damping)
 
     def renew(self, inverses: dict[str, Array | None], damping: float) -> None:
-        left, right = (self.averages[name].value for name in self.sides)
-        self.division.renew(left, right, inverses, damping, self.side_names, self.settings.report)
         super().renew(inverses, damping)
+        if isinstance(self.division, Cholesky):
+            self.division.take(inverses)
+        else:
+            left, right = (self.averages[name].value for name in self.sides)
+            self.division.find(left, right, damping, self.side_names, self.settings.report)
 
     def refine(self, decay: float) -> None:
         if isinstance(self.division, Ekfac) and "curvature" in self.division.arrays and self.shown:
-            self.rescaled += 1
             squares = self.squares() * (1 / max(self.examples, 1))
             if bool(backend.of(squares).isfinite(squares).all()):
-                self.division.rescale(squares, share_of_new(decay, self.rescaled))
+                self.refined += 1
+                self.division.rescale(squares, (1 - decay) / (1 - decay ** self.refined) if decay < 1 else 1 / self.refined)
 
     def squares(self) -> Array:
         """EKFAC: the sum over the examples shown of (Q_l^T M Q_r)^2, M the example's gradient."""
         bases = [self.division.arrays[side].swapaxes(-1, -2) for side in ("left", "right")]
         total: Any = 0
-        for which in dict.fromkeys((id(shown), len(gy)) for _, gy, _, shown in self.shown):                 # pass by pass,
-            calls = [self.single(x, gy, function) for x, gy, function, shown in self.shown if (id(shown), len(gy)) == which]
-            for of_calls in zip(*calls, strict=True):                                       # all calls of the layer in it together
-                turned: Any = 0
-                for a, g in of_calls:
-                    left, right = [q @ each for q, each in zip(bases, (a, g) if self.left == "A" else (g, a))]
-                    if len(of_calls) == 1 and a.shape[-1] == 1:                             # (l r^T)^2 = l^2 (r^2)^T, for all at once
-                        columns = [backend.of(a).moveaxis(each[..., 0] ** 2, 0, -1) for each in (left, right)]
-                        total = total + columns[0] @ columns[1].swapaxes(-1, -2)
-                        break
-                    turned = turned + left @ right.swapaxes(-1, -2)
+        for which in dict.fromkeys((id(shown), len(gy)) for _, gy, _, shown in self.shown):         # pass by pass, all calls together
+            calls = [(x, gy, function) for x, gy, function, shown in self.shown if (id(shown), len(gy)) == which]
+            room = max(x[:1].size + gy[:1].size for x, gy, _ in calls) + math.prod(self.division.arrays["curvature"].shape)
+            for some in pieces(which[1], room):
+                turned = []
+                for x, gy, function in calls:
+                    a, g = self.single(x[some], gy[some], function)
+                    turned.append([q @ each for q, each in zip(bases, (a, g) if self.left == "A" else (g, a))])
+                if len(turned) == 1 and turned[0][0].shape[-1] == 1:            # (l r^T)^2 = l^2 (r^2)^T, for all at once
+                    left, right = [backend.of(each).moveaxis(each[..., 0] ** 2, 0, -1) for each in turned[0]]
+                    total = total + left @ right.swapaxes(-1, -2)
                 else:
-                    total = total + (turned * turned).sum(axis=0)
+                    m = sum(left @ right.swapaxes(-1, -2) for left, right in turned)
+                    total = total + (m * m).sum(axis=0)
         return total
 
     def directions(self, gradients: Gradients, damping: float) -> Gradients | None:
@@ -183,11 +192,11 @@ class KroneckerBlock(Block):
         return super().arrays() | {f"division.{name}": x for name, x in self.division.arrays.items()}
 
     def description(self) -> dict[str, Any]:
-        return super().description() | {"rescaled": self.rescaled, "inversion": self.inversion}
+        return super().description() | {"refined": self.refined, "inversion": self.inversion}
 
     def load(self, arrays: dict[str, Array], description: dict[str, Any]) -> None:
         super().load(arrays, description)
-        self.rescaled = description["rescaled"]
+        self.refined = int(description["refined"])
         if description["inversion"] == self.inversion:
             self.division.arrays = {name.removeprefix("division."): x for name, x in arrays.items() if name.startswith("division.")}
         else:
@@ -205,9 +214,16 @@ class KroneckerBlock(Block):
             if x.shape not in (wanted, wanted[:2]):
                 raise ValueError(f"{name} of {self.name} has shape {x.shape}, and must have {wanted}")
 
-    def move(self, device: str) -> None:
-        super().move(device)
-        self.division.arrays = {name: backend.asarray(x, device) for name, x in self.division.arrays.items()}
+    def move(self, device: str, dtype: Any) -> None:
+        super().move(device, dtype)
+        self.division.arrays = {name: backend.asarray(x.astype(dtype, copy=False), device) for name, x in self.division.arrays.items()}
+
+
+def pieces(count: int, numbers: int) -> Iterator[slice]:
+    """A minibatch in pieces, of which each needs so many numbers an example."""
+    step = max(1, PIECE // max(numbers, 1))
+    for start in range(0, count, step):
+        yield slice(start, start + step)
 
 
 def full(factor: Array) -> Array:

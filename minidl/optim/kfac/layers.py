@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,7 @@ from minidl.graph import Node
 from minidl.kernels import Window
 from minidl.optim.kfac.averages import norm
 from minidl.optim.kfac.blocks import Gradients, Pass, Settings, wide
-from minidl.optim.kfac.kronecker import KroneckerBlock
-
-PIECE = 2**22           # numbers of single examples' gradients that stand in memory together
+from minidl.optim.kfac.kronecker import KroneckerBlock, pieces
 
 
 class AffineBlock(KroneckerBlock):
@@ -42,22 +40,37 @@ class AffineBlock(KroneckerBlock):
     def remember(self, x: Array, gy: Array) -> None:
         self.rows_seen.append((wide(x).reshape(-1, x.shape[-1]), wide(gy).reshape(-1, gy.shape[-1])))
 
-    # The gradient is X^T Gy, X with a 1 at the end of each row. So A^-1 (X^T Gy) G^-1 = (X A^-1)^T (Gy G^-1), which takes fewer
-    # multiplications where there are fewer rows than inputs and outputs. It is right only as long as nobody has changed the gradient:
-    # clipped it, say, or added another process's. That is looked at, with one random direction.
     def directions(self, gradients: Gradients, damping: float) -> Gradients | None:
-        seen, m = self.rows_seen, self.matrix(gradients)[0]
-        if seen and len(self.division.arrays) == 2 and cheaper(sum(len(x) for x, _ in seen), *m.shape):
-            xp = backend.of(m)
-            x, gy = (xp.concatenate(each) if len(each) > 1 else each[0] for each in zip(*seen))
-            if "b" in self.paths:
-                x = xp.concatenate((x, xp.ones((len(x), 1), x.dtype)), axis=1)
-            probe = backend.asarray(np.random.default_rng(0).standard_normal(m.shape[1]).astype(m.dtype), backend.device_of(m))
-            expected = x.T @ (gy @ probe)
-            if float(norm(m @ probe - expected)) <= 256 * xp.finfo(m.dtype).eps * float(norm(expected)):
-                left, right = kernels.matmul(x, self.division.arrays["left"][0]), kernels.matmul(gy, self.division.arrays["right"][0])
+        shape, divisors = gradients["w"].shape, self.division.arrays
+        if self.rows_seen and len(divisors) == 2 and cheaper(sum(len(x) for x, _ in self.rows_seen), *shape):
+            xp = backend.of(gradients["w"])
+            x, gy = (xp.concatenate(each) if len(each) > 1 else each[0] for each in zip(*self.rows_seen))
+            if self.unchanged(x, gy, gradients):
+                x = xp.concatenate((x, xp.ones((len(x), 1), x.dtype)), axis=1) if "b" in self.paths else x
+                left, right = kernels.matmul(x, divisors["left"][0]), kernels.matmul(gy, divisors["right"][0])
                 return self.parts(kernels.matmul(left.T, right)[None])
         return super().directions(gradients, damping)
+
+    # The gradient is X^T Gy, X with a 1 at the end of each row. So A^-1 (X^T Gy) G^-1 = (X A^-1)^T (Gy G^-1), which takes fewer
+    # multiplications where there are fewer rows than inputs and outputs. It is right only as long as nobody has changed the gradient:
+    # clipped it, say, or added another process's. That is looked at along one random direction.
+    def unchanged(self, x: Array, gy: Array, gradients: Gradients) -> bool:
+        """Whether the gradients are what comes from these rows."""
+        xp = backend.of(x)
+        along = backend.asarray(probe(gy.shape[1]).astype(gy.dtype), backend.device_of(gy))
+        weights = gy @ along
+        wanted = x.T @ weights
+        off = norm(gradients["w"] @ along - wanted)
+        if "b" in self.paths:
+            off = off + abs(gradients["b"] @ along - weights.sum())
+        return bool(off <= 256 * xp.finfo(gy.dtype).eps * (norm(wanted) + abs(weights.sum())))
+
+    def description(self) -> dict[str, Any]:
+        return super().description() | {"small": self.small}
+
+    def load(self, arrays: dict[str, Array], description: dict[str, Any]) -> None:
+        super().load(arrays, description)
+        self.small = bool(description["small"])
 
     def moments_of_inputs(self, x: Array, function: Any) -> Array:
         if self.sharing == "reduce":
@@ -69,11 +82,9 @@ class AffineBlock(KroneckerBlock):
             gy = gy.reshape(len(gy), -1, gy.shape[-1]).sum(axis=1)
         return moments(gy.reshape(-1, gy.shape[-1]))[None]
 
-    def single(self, x: Array, gy: Array, function: Any) -> Iterator[tuple[Array, Array]]:
-        x = x.reshape(len(x), 1, -1, x.shape[-1]).swapaxes(-1, -2)
-        gy = gy.reshape(len(gy), 1, -1, gy.shape[-1]).swapaxes(-1, -2)
-        for some in examples(len(x), x.shape[2] * gy.shape[2]):
-            yield with_one(x[some], "b" in self.paths), gy[some]
+    def single(self, x: Array, gy: Array, function: Any) -> tuple[Array, Array]:
+        a = x.reshape(len(x), 1, -1, x.shape[-1]).swapaxes(-1, -2)
+        return with_one(a, "b" in self.paths), gy.reshape(len(gy), 1, -1, gy.shape[-1]).swapaxes(-1, -2)
 
     def matrix(self, gradients: Gradients) -> Array:
         w = gradients["w"]
@@ -104,7 +115,7 @@ class Conv2dBlock(KroneckerBlock):
         if self.sharing == "expand":
             return kernels.conv2d_patch_moments(x, window, self.groups, bias)
         patches = backend.of(x).concatenate([self.patches(x[some], window).mean(axis=-1, keepdims=True)
-                                             for some in examples(len(x), x[0].size * window.kernel[0] * window.kernel[1])])
+                                             for some in pieces(len(x), x[:1].size * window.kernel[0] * window.kernel[1])])
         rows = with_one(patches, bias)[..., 0].swapaxes(0, 1)                               # (groups, N, K)
         return rows.swapaxes(-1, -2) @ rows
 
@@ -125,12 +136,9 @@ class Conv2dBlock(KroneckerBlock):
         columns = kernels.im2col(x, window)
         return columns.reshape(len(x), self.groups, -1, columns.shape[-1])
 
-    def single(self, x: Array, gy: Array, function: Any) -> Iterator[tuple[Array, Array]]:
-        window = function.window
-        gy = gy.reshape(len(gy), self.groups, gy.shape[1] // self.groups, -1)
-        numbers = x.shape[1] * window.kernel[0] * window.kernel[1]
-        for some in examples(len(x), numbers * max(gy.shape[2], gy.shape[3])):
-            yield with_one(self.patches(x[some], window), "b" in self.paths), gy[some]
+    def single(self, x: Array, gy: Array, function: Any) -> tuple[Array, Array]:
+        g = gy.reshape(len(gy), self.groups, gy.shape[1] // self.groups, -1)
+        return with_one(self.patches(x, function.window), "b" in self.paths), g
 
     def check(self, parameters: Gradients) -> None:
         if parameters["w"].shape != tuple(self.options["shape"]):
@@ -191,6 +199,12 @@ def cheaper(rows: int, inputs: int, outputs: int) -> bool:
     return rows * (inputs * inputs + outputs * outputs + inputs * outputs) < inputs * outputs * (inputs + outputs)
 
 
+@functools.lru_cache(maxsize=64)
+def probe(length: int) -> np.ndarray:
+    """A random direction, always the same one."""
+    return np.random.default_rng(0).standard_normal(length)
+
+
 def moments(rows: Array, bias: bool = False) -> Array:
     """Products of the columns of rows, summed over the rows; with `bias` a 1 is thought at the end of each row.
 
@@ -216,10 +230,3 @@ def with_one(a: Array, bias: bool) -> Array:
         return a
     xp = backend.of(a)
     return xp.concatenate((a, xp.ones((*a.shape[:2], 1, a.shape[3]), a.dtype)), axis=2)
-
-
-def examples(count: int, numbers: int) -> Iterator[slice]:
-    """A minibatch in pieces, of which each needs so many numbers an example."""
-    step = max(1, PIECE // max(numbers, 1))
-    for start in range(0, count, step):
-        yield slice(start, start + step)

@@ -3,10 +3,13 @@
 The quadratic model that a step follows foretells how much the loss will fall. Where the loss falls about as much as was foretold, the
 model is good and the damping is made smaller; where it falls much less, larger:
 
-    M(d) = gradient . d + 1/2 d^T (F + damping) d              d: what the step changed, momentum and all; F in the scale of the loss
+    M(d) = gradient . d + 1/2 d^T (F + damping) d       d: what the step changed, momentum and all; F + damping in the scale of the loss
     rho  = (loss after - loss before) / M(d)
 
     rho > 3/4:  damping <- damping (19/20)^5        rho < 1/4:  damping <- damping / (19/20)^5          looked at every 5 steps
+
+All in all it stays within a factor of FARTHEST of where it began. The closure runs the model twice more: batch normalization in training
+sees these passes too, and dropout draws anew.
 
 Martens and Grosse, arXiv:1503.05671, section 6.5.
 """
@@ -21,13 +24,14 @@ from typing import Any
 from minidl import backend
 from minidl.autograd import no_grad
 from minidl.backend import Array
-from minidl.errors import ArgumentError
+from minidl.errors import ArgumentError, GraphError
 from minidl.optim.kfac.blocks import Block
 from minidl.tensor import Tensor
 
 EVERY = 5               # steps
 POOR, GOOD = 1 / 4, 3 / 4
 FACTOR = (19 / 20) ** EVERY
+FARTHEST = 1e4
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,8 @@ class Foretold:
 def begin(closure: Callable[[], Any], parameters: Mapping[str, Tensor]) -> Foretold:
     """To be called before the update."""
     due = {path: p for path, p in parameters.items() if p.requires_grad and p.grad is not None}
-    return Foretold(value(closure), {path: p.data.copy() for path, p in due.items()},
-                    {path: p.grad.data for path, p in due.items()})          # type: ignore[union-attr]   # due says so
+    gradients = {path: p.grad.data for path, p in due.items()}              # type: ignore[union-attr]   # due says so
+    return Foretold(value(closure), {path: p.data.copy() for path, p in due.items()}, gradients)
 
 
 def factor(start: Foretold, closure: Callable[[], Any], parameters: Mapping[str, Tensor], blocks: Iterable[Block], damping: float,
@@ -68,13 +72,16 @@ def factor(start: Foretold, closure: Callable[[], Any], parameters: Mapping[str,
 
 def value(closure: Callable[[], Any]) -> float:
     """The loss that a closure gives."""
-    with no_grad():
-        loss = closure()
+    hint = "Let it compute the loss of this minibatch and return it; zero_grad() and backward() are called before step()."
+    try:
+        with no_grad():
+            loss = closure()
+    except GraphError as error:
+        raise ArgumentError("KFAC.step: the closure calls backward(), and must only compute the loss", hint=hint) from error
     try:
         return float(loss)
     except (TypeError, ValueError):
-        raise ArgumentError(f"KFAC.step: the closure gave {loss!r:.60}, and must give the loss, a single number",
-                            hint="Let it compute the loss of this minibatch and return it; backward() is called before step().") from None
+        raise ArgumentError(f"KFAC.step: the closure gave {loss!r:.60}, and must give the loss, a single number", hint=hint) from None
 
 
 def _dot(a: Array, b: Array) -> float:

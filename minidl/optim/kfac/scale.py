@@ -10,8 +10,9 @@ pass is read once, here:
                 second counts less. Scores are multiplied by it, so that their products are weighted
     gain        what turns a gradient of the total, at a layer's output, into an example's own, in nats
 
-What the gradient is divided by is the weight, as long as that is no more than a mean's (`unit`). So of every mean the step of length 1 is
-the natural one, whatever it is taken over; and of a sum over N examples it is N times as long, as the gradient is.
+What the gradient is divided by is the weight, as long as that is no more than a mean's (`unit`). So of every mean, and of any part of
+one, the step of length 1 is the natural one, whatever it is taken over; of a sum over N examples it is N times as long, as the gradient
+is. (A loss that is half of a mean is minimised by the same weights; its steps are those of the mean, as Adam's would be.)
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from minidl import backend
+from minidl.autograd import hvp
 from minidl.backend import Array
-from minidl.errors import ArgumentError, GraphError, nearest
+from minidl.errors import ArgumentError, GraphError, MinidlError, ShapeError, nearest
 from minidl.functions.likelihood import KINDS, Likelihood
-from minidl.functions.loss import BinaryCrossEntropy, ClassCrossEntropy, Loss, SquaredError, distributions
+from minidl.functions.loss import BinaryCrossEntropy, ClassCrossEntropy, Distribution, Loss, SquaredError, distributions
 from minidl.graph import Function
 from minidl.tensor import Tensor
 from minidl.walk import reached
@@ -68,22 +72,22 @@ class Prediction(Function):
         return gy
 
 
-def read(total: Tensor, seed: Array, name: str | None = None) -> Reading | None:
-    """The losses that went into a total, and their scale; None if there are none.
+NOTHING = Reading([], 0, 0.0, 1.0)      # a pass that says nothing of a prediction
 
-    seed: the gradient by the total. name: of the loss of minidl's whose mean a loss written by hand equals; then its logits are where
-    `Prediction` stands. GraphError if that is nowhere.
+
+def read(total: Tensor, seed: Array, name: str | None = None) -> Reading | None:
+    """The losses that went into a total, and their scale; None if there is none that is known.
+
+    seed: the gradient by the total. name: of the loss of minidl's that one written by hand is like, but for a factor; then its logits are
+    where `Prediction` stands, and a total without one says nothing.
     """
-    if name is not None:
-        return _named(NAMES[name], total, seed)
-    found = []
-    for told, outer in distributions(total, seed):
-        weights = abs(outer) * told.scale                               # of each term's -log p in the total; a single number, mostly
-        found.append((told, weights, float(weights.mean())))
-    heaviest = max((mean for _, _, mean in found), default=0.0)
-    if not heaviest > 0:
-        return None
-    chief = next(told for told, _, mean in found if mean == heaviest)
+    found = _named(NAMES[name], total, seed) if name is not None else _known(total, seed)
+    if not found:
+        return None if name is None else NOTHING
+    examples = len(max(found, key=lambda each: each[2])[0].logits)
+    heaviest = max(mean for _, _, mean in found)
+    if not heaviest > 0 or not examples:                                # weight 0, or an empty minibatch
+        return NOTHING
     parts = []
     for told, weights, mean in found:
         root: Any = (mean / heaviest) ** 0.5
@@ -91,20 +95,43 @@ def read(total: Tensor, seed: Array, name: str | None = None) -> Reading | None:
             root = backend.of(weights).sqrt(weights / heaviest)
             root = backend.of(weights).expand_dims(root, 1) if root.ndim < told.logits.ndim else root
         parts.append(Part(KINDS[told.kind], told.logits, root))
-    examples = len(chief.logits)
-    return Reading(parts, examples, heaviest * examples, FACTORS[chief.kind])
+    examples = examples if name is None else sum(len(part.logits) for part in parts)
+    return Reading(parts, examples, heaviest * examples, FACTORS[max(found, key=lambda each: each[2])[0].kind])
 
 
-def _named(loss: type[Loss], total: Tensor, seed: Array) -> Reading:
+Found = list[tuple[Distribution, Array, float]]     # with the weights of each term's -log p in the total, and their mean
+
+
+def _known(total: Tensor, seed: Array) -> Found:
+    weighed = [(told, abs(outer) * told.scale) for told, outer in distributions(total, seed)]
+    return [(told, weights, float(weights.mean()) if weights.size else 0.0) for told, weights in weighed]
+
+
+def _named(loss: type[Loss], total: Tensor, seed: Array) -> Found:
     nodes = reached([(total.node, total.index)]) if total.node is not None else []
     outputs = [z for node in nodes if isinstance(node.function, Prediction) and (z := node.argument("x")) is not None]
+    if loss.kind == "categorical" and any(z.ndim < 2 for z in outputs):
+        raise ShapeError(f"KFAC: with loss={loss.name!r} the model's output has an axis of classes", output=f"{outputs[0].shape}")
     if not outputs:
-        raise GraphError("KFAC: the model's output did not go into this loss, so that nothing is known of its distribution",
-                         hint="With loss= the model that KFAC was given is called as a whole, and its output is what the loss takes.")
-    examples = sum(len(z) for z in outputs)
-    terms = sum(z.size // z.shape[1] if loss.kind == "categorical" else z.size for z in outputs)
-    weight = loss.factor * max(abs(float(seed.sum())), 1e-30) * examples / terms
-    return Reading([Part(KINDS[loss.kind], z, 1.0) for z in outputs], examples, weight, loss.factor)
+        return []
+    weight = float(abs(seed).sum()) * _curvature(KINDS[loss.kind], total, outputs)
+    return [(Distribution(loss.kind, z, weight), abs(seed) * 0 + weight, weight) for z in outputs]
+
+
+def _curvature(likelihood: Likelihood, total: Tensor, outputs: list[Tensor]) -> float:
+    """How many times -log p a loss is, term by term: its second derivative by the outputs, over that of -log p, along a random direction.
+
+    Where the loss cannot be differentiated twice, it is taken to be a mean over the terms.
+    """
+    rng = np.random.default_rng(0)
+    along = [backend.asarray(rng.standard_normal(z.shape).astype(z.dtype), z.device) for z in outputs]
+    ours = sum(float((v * likelihood.product(z.data, v)).sum()) for z, v in zip(outputs, along))
+    try:
+        its = sum(float((v * hv.data).sum()) for v, hv in zip(along, hvp(total, outputs, along)))
+    except MinidlError:
+        its = 0.0
+    terms = sum(z.size if likelihood.name != "categorical" else z.size // z.shape[1] for z in outputs)
+    return its / ours if its > 0 and ours > 0 else FACTORS[likelihood.name] / terms
 
 
 def unit(weight: float, full: float) -> float:
@@ -116,3 +143,8 @@ def check_name(name: str | None) -> None:
     """ArgumentError for a loss that is not known by name."""
     if name is not None and name not in NAMES:
         raise ArgumentError(f"KFAC: the loss {name!r} is not known{nearest(str(name), NAMES)}", hint=f"Known are {', '.join(NAMES)}.")
+
+
+def no_prediction() -> GraphError:
+    return GraphError("KFAC: the model's output did not go into this loss, so that nothing is known of its distribution",
+                      hint="With loss= the model that KFAC was given is called as a whole, and its output is what the loss takes.")

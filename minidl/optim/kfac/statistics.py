@@ -14,6 +14,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 
@@ -37,13 +38,13 @@ BLOCKS: dict[type[Function], type[Block]] = {           # by the operation; thos
     Affine: AffineBlock, Conv2d: Conv2dBlock, Embedding: EmbeddingBlock, BatchNorm: BatchNormBlock, BatchNormInference: BatchNormBlock,
     LayerNorm: LayerNormBlock,
 }
-KINDS = {block.kind: block for block in BLOCKS.values()}
+BLOCK_KINDS = {block.kind: block for block in BLOCKS.values()}
 
 
 class Statistics:
     """The observer of all parameters: makes blocks as it sees layers, and has them collect.
 
-    parameters: by path. fisher: one of FISHERS. name: of the loss, if it is written by hand. generator: gives the random numbers for one
+    parameters: by path. fisher: one of FISHERS. name: of the loss, if it is written by hand. generator: makes that of a
     step. step: gives the number of the present one. timed: a context that counts the seconds of a phase.
     """
 
@@ -52,13 +53,18 @@ class Statistics:
                  timed: Callable[[str], AbstractContextManager[None]]):
         self.fisher, self.name, self.settings = fisher, name, settings
         self.generator, self.step, self.timed = generator, step, timed
+        self.parameters = parameters
         self.paths = {id(p): path for path, p in parameters.items()}
         self.blocks: dict[str, Block] = {}              # by the path of their first parameter
         self.owner: dict[str, Block] = {}               # by the path of any
-        self.plain: dict[str, str] = {}                 # the parameters without a block, and why
+        self.plain: dict[str, str] = {}                 # the parameters that can have no block, and why
+        self.lately: dict[str, str] = {}                # those that had none when they were last seen, and why
         self.weight, self.full = 1.0, 1.0               # of all examples in the loss of a step, and in a mean over them: see scale.py
-        self.weighed = False                            # whether any of this step's are in it
+        self.term = 0.0                                 # the weight of a term of the heaviest loss in this step's first pass
+        self.nodes: set[int] = set()                    # the numbers of the Nodes that were seen in this step
+        self.sampler: np.random.Generator | None = None         # of this step's targets
         self.unknown = False                            # whether there was a loss of which nothing is known
+        self.silent = False                             # whether a pass of this step said nothing
         self.collecting: Pass | None = None             # the pass that is looked at, if statistics are taken in it
         self.ordinary = False                           # whether it is the one that computes the gradient
         self.below: set[int] | None = None              # the numbers of the Nodes that count in it; None if all do
@@ -91,31 +97,50 @@ class Statistics:
     def begin(self, loss: Tensor, seed: Array) -> None:
         """Find out what the pass is about, and run those that must come before it."""
         self.collecting = self.below = None
+        if all(p.grad is None for p in self.parameters.values()):       # whoever forgot the gradients began a new step
+            self.forget()
         if not self.due():
             return
         reading = read(loss, seed, self.name)
+        backward = object()
         if reading is None:
             if not self.unknown:
                 self.settings.report("the loss has no known distribution, so the empirical Fisher is used, as for a mean; "
                                      "name it with loss=")
             self.unknown, self.weight, self.full = True, 1.0, 1.0
-            self.collecting = Pass(gain=1 / max(abs(float(seed.sum())), 1e-30))
+            self.collecting = Pass(None, 1 / max(abs(float(seed.sum())), 1e-30), True, self.nodes, backward)
             return
-        self.weight, self.full = reading.weight + self.weight * self.weighed, reading.full
-        self.weighed = True
+        self.silent = self.silent or not reading.parts
+        if not reading.parts:
+            return
+        relative = 1.0 if not self.term else reading.weight / reading.examples / self.term
+        self.weight, self.full = reading.weight + (self.weight if self.term else 0.0), reading.full
+        self.term = self.term or reading.weight / reading.examples
         if self.fisher == "empirical" or not self.due("G", "F"):
             roots = [(part.logits.node, part.logits.index) for part in reading.parts if part.logits.node is not None]
             self.below = {node.order for node in reached(roots)}
-            self.collecting = Pass(reading.examples, reading.gain, gradients=self.fisher == "empirical")
-        elif self.fisher == "sampled":
-            generator = self.generator()
-            scores = [part.likelihood.sampled(part.logits.data, generator) * part.root for part in reading.parts]
-            self.own_pass([part.logits for part in reading.parts], scores, Pass(reading.examples))
+            self.collecting = Pass(reading.examples, reading.gain * relative ** 0.5, self.fisher == "empirical", self.nodes, backward)
+            return
+        shown = Pass(reading.examples, 1.0, True, self.nodes, backward)
+        if self.fisher == "sampled":
+            self.sampler = self.sampler or self.generator()
+            scores = [part.likelihood.sampled(part.logits.data, self.sampler) * (part.root * relative ** 0.5) for part in reading.parts]
+            self.own_pass([part.logits for part in reading.parts], scores, shown)
         else:
-            nodes: set[int] = set()                     # whose inputs were taken in: once, whatever the number of passes
             for part in reading.parts:
                 for root in part.likelihood.roots(part.logits.data):
-                    self.own_pass([part.logits], [root * part.root], Pass(reading.examples, nodes=nodes))
+                    self.own_pass([part.logits], [root * (part.root * relative ** 0.5)], replace(shown))
+
+    def close(self) -> None:
+        """Be shown nothing any more."""
+        self.eye.close()
+
+    def forget(self) -> None:
+        """A step is over, or will not be made."""
+        self.nodes, self.term, self.silent, self.sampler = set(), 0.0, False, None
+        for block in self.blocks.values():
+            block.clear()
+            block.forget()
 
     def own_pass(self, logits: list[Tensor], scores: list[Array], shown: Pass) -> None:
         """One of them."""
@@ -151,8 +176,11 @@ class Statistics:
         """The block of a layer, made if it is seen for the first time; None if it has none."""
         leaves = self.leaves(op)
         kind = next((block for function, block in BLOCKS.items() if isinstance(op.function, function)), None)
-        if kind is None or not set(leaves) <= set(kind.roles) or (issubclass(kind, KroneckerBlock) and "w" not in leaves):
-            why = f"used by {op.name}" + ("" if kind is None else ", whose other parameters are not learned")
+        if kind is not None and issubclass(kind, KroneckerBlock) and "w" not in leaves:
+            self.lately.update(dict.fromkeys(leaves.values(), "the weights beside it are not learned"))
+            return None
+        if kind is None or not set(leaves) <= set(kind.roles):
+            why = f"used by {op.name}"
         elif any(path in self.plain for path in leaves.values()):
             why = "shared with another operation"
         else:
@@ -161,15 +189,14 @@ class Statistics:
             alike = all((owner.kind, owner.options) == (kind.kind, options) for owner in owners)
             if len(owners) == 1 and alike and owners[0].paths == leaves:
                 return owners[0]
-            if not owners or (len(owners) == 1 and alike and owners[0].counted is not shown.nodes):
+            if not owners or (len(owners) == 1 and alike and owners[0].counted is not shown.backward):
                 for owner in owners:                    # a parameter was frozen or freed since the last pass: the layer begins anew
                     self.remove(owner)
                 return self.add(kind(leaves, options, self.settings))
             why = "shared between layers of different kinds"
         for path in leaves.values():
             if path in self.owner:
-                for other in self.remove(self.owner[path]):
-                    self.plain.setdefault(other, why)
+                self.plain.update(dict.fromkeys(self.remove(self.owner[path]), why))
             self.plain.setdefault(path, why)
         return None
 
@@ -198,7 +225,7 @@ class Eye:
 
     def __init__(self, statistics: Statistics, parameters: Iterable[Tensor]):
         self.statistics = weakref.ref(statistics)
-        weakref.finalize(statistics, _remove, [p.register_observer(self) for p in parameters])
+        self.close = weakref.finalize(statistics, _remove, [p.register_observer(self) for p in parameters])
 
     def wants(self) -> bool:
         statistics = self.statistics()

@@ -151,7 +151,7 @@ class TestClosure:
         foretold = sum(np.vdot(slope[path], d) for path, d in moved.items()) + optimizer.statistics.weight / 2 * sum(
             float(block.bend({role: moved[path] for role, path in block.paths.items()})) for block in optimizer.blocks.values())
         np.testing.assert_allclose(F.mse(model(X), T, reduction=reduction).item() - start, foretold, rtol=1e-6)
-        assert optimizer.rescaled < 1
+        assert optimizer.damping_scale < 1
 
     def test_after_steps_that_are_far_too_long_it_rises(self):
         model = affine(3, 3)
@@ -170,7 +170,7 @@ class TestClosure:
         model = affine(3, 3)
         optimizer = plain_kfac(model, lr=0.5, damping=0.1)
         train(optimizer, model, 1, lambda: kind(F.mse(model(X), T)))
-        assert optimizer.rescaled == 0.95 ** 5
+        assert optimizer.damping_scale == 0.95 ** 5
 
     @pytest.mark.parametrize("given", [None, "low", np.ones(3)])
     def test_that_gives_no_number_is_an_error(self, given):

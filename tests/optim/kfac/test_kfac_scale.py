@@ -286,9 +286,21 @@ class TestLossesByHand:
 
     def test_named_but_not_computed_from_the_output_are_an_error(self):
         model = mlp()
-        plain_kfac(model, loss="mse")
+        optimizer = plain_kfac(model, loss="mse", damping=0.1)
+        (model[0](X) * model[0](X)).mean().backward()
         with pytest.raises(minidl.errors.GraphError, match="output did not go into this loss"):
-            (model[0](X) * model[0](X)).mean().backward()
+            optimizer.step()
+        (model(X) * model(X)).mean().backward()                 # a penalty may have a backward pass of its own
+        optimizer.step()
+
+    @kinds
+    @pytest.mark.parametrize("factor", [0.5, 3])
+    def test_other_means_by_hand_are_measured(self, kind, factor):
+        """Half of a mean over all numbers, and the mean over examples alone, which is three times that over 3 numbers each."""
+        y, name = targets(kind, (12, 3)), LOSSES[kind].__name__
+        wanted = step_of(mlp(), lambda model: [(LOSSES[kind](model(X), y), None)])
+        found = step_of(mlp(), lambda model: [(by_hand(kind, model(X), y) * factor, None)], loss=name)
+        assert_times(found, wanted, 3 if kind == "categorical" and factor == 3 else 1)
 
 
 class Mixed(nn.Module):

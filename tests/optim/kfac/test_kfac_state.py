@@ -85,11 +85,11 @@ class TestResume:
 
     def test_the_damping_that_was_found_comes_back(self):
         model, optimizer, x = make("mlp")
-        optimizer.rescaled = 0.25
+        optimizer.damping_scale = 0.25
         train(model, optimizer, x, 1)
         _, resumed, _ = make("mlp")
         resumed.load_state_dict(optimizer.state_dict())
-        assert resumed.rescaled == 0.25 and resumed.present_damping() == 0.0025
+        assert resumed.damping_scale == 0.25 and resumed.present_damping() == 0.0025
 
 
 def rest(change):
@@ -106,12 +106,14 @@ class TestWhatDoesNotFit:
         "another shape": lambda state: state.update({"kfac.0.w.A": np.ones((1, 2, 2))}),
         "another shape of an inverse": lambda state: state.update({"kfac.0.w.division.left": np.ones((1, 2, 2))}),
         "no steps": lambda state: state.pop("steps"),
+        "another sharing": rest(lambda own: own.update(sharing="reduce")),
+        "another Fisher": rest(lambda own: own.update(fisher="empirical")),
         "a list": lambda state: state.update({"kfac": [1, 2]}),
         "no blocks": rest(lambda own: own.pop("blocks")),
         "no weight": rest(lambda own: own.pop("weight")),
         "a kind of block that is not known": rest(lambda own: own["blocks"][0].update(kind="diagonal")),
         "a parameter that is not there": rest(lambda own: own["blocks"][0].update(paths={"w": "7.w"})),
-        "counters that are no numbers": rest(lambda own: own["blocks"][0]["averages"]["A"].update(count="many")),
+        "counters that are no numbers": rest(lambda own: own["blocks"][0]["averages"]["A"].update(weight="many")),
     }
 
     @pytest.mark.parametrize("damage", DAMAGES)

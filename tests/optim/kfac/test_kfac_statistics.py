@@ -233,13 +233,13 @@ class TestIntervals:
             seen.append(optimizer.blocks["0.w"].damping)
         assert seen == [0.1, 0.1, 0.1, 0.2, 0.2]
 
-    def test_adaptive_ones_grow_as_the_fibonacci_numbers_do_where_the_factor_is_steady(self):
+    def test_adaptive_ones_are_doubled_where_the_factor_is_steady(self):
         average, timing, due = Average(), Timing("adaptive", 0), []
         for step in range(60):
             if average.due(step, timing):
                 due.append(step)
                 average.add(np.eye(2), 0.9, step, True)
-        assert np.diff(due).tolist() == [1, 1, 2, 3, 5, 8, 13, 21]
+        assert np.diff(due).tolist() == [1, 1, 2, 4, 8, 16]
 
     def test_adaptive_ones_are_halved_where_it_moves(self):
         average, timing, due = Average(), Timing("adaptive", 0), []
