@@ -180,7 +180,7 @@ class KFAC(Optimizer):
                 block.follow(self.parameters[block.name].data)
             for block in shown:
                 block.absorb(decay, step)
-            for block in blocks if shown else ():
+            for block in blocks if self.statistics.term else ():
                 block.put_off(step)
         timely = Timing(self.inverse_interval, self.statistics.settings.timing.warm_up).due(step)
         due = [block for block in blocks

@@ -113,12 +113,16 @@ class Statistics:
         self.silent = self.silent or not reading.parts
         if not reading.parts:
             return
+        roots = [(part.logits.node, part.logits.index) for part in reading.parts if part.logits.node is not None]
+        below = {node.order for node in reached(roots)}
         relative = 1.0 if not self.term else reading.weight / reading.examples / self.term
-        self.weight, self.full = reading.weight + (self.weight if self.term else 0.0), reading.full
+        if not self.term:
+            self.weight, self.full = reading.weight, reading.full
+        elif not below & self.nodes:                    # another part of the minibatch, and not another loss of the same one
+            self.weight += reading.weight
         self.term = self.term or reading.weight / reading.examples
         if self.fisher == "empirical" or not self.due("G", "F"):
-            roots = [(part.logits.node, part.logits.index) for part in reading.parts if part.logits.node is not None]
-            self.below = {node.order for node in reached(roots)}
+            self.below = below
             self.collecting = Pass(reading.examples, reading.gain * relative ** 0.5, self.fisher == "empirical", self.nodes, backward)
             return
         shown = Pass(reading.examples, 1.0, True, self.nodes, backward)

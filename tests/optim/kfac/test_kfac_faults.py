@@ -1,16 +1,19 @@
 """What went wrong once: frozen parameters, equal inputs under reduce, bad minibatches, float16, losses by name, damaged states."""
 
+import copy
 import gc
+import pickle
 import warnings
 import weakref
 
 import numpy as np
 import pytest
 
+import strict  # noqa: F401   (it makes the device known)
 from curved import affine, block_of, conv, conv_net, mlp, numbers, plain_kfac, shown
 from minidl import backend, fisher, nn
 from minidl import functions as F
-from minidl.errors import CheckpointError
+from minidl.errors import ArgumentError, CheckpointError
 from minidl.optim import KFAC
 from minidl.optim.kfac import inverses
 
@@ -288,3 +291,193 @@ def test_two_forwards_of_halves_are_one_minibatch():
         optimizer.step()
         found.append(model.w.data - before)
     np.testing.assert_allclose(found[1], found[0], rtol=1e-9)
+
+
+class TestFewRows:
+    def test_resumed_to_the_bit_between_two_renewals(self):
+        """The way a direction is computed depends on the rows of a minibatch, also straight after loading."""
+        def make():
+            model = nn.Affine(64, 64, generator=0)
+            return model, KFAC(model, lr=0.1, warm_up=2, factor_interval=7, inverse_interval=7)
+
+        def train(model, optimizer, steps):
+            for step in steps:
+                optimizer.zero_grad()
+                F.mse(model(numbers(8, 64, seed=step).astype("float32")), numbers(8, 64).astype("float32")).backward()
+                optimizer.step()
+        model, optimizer = make()
+        train(model, optimizer, range(10))
+        weights, state = model.state_dict(), optimizer.state_dict()
+        train(model, optimizer, range(10, 14))
+        other, resumed = make()
+        other.load_state_dict(weights)
+        resumed.load_state_dict(state)
+        assert optimizer.blocks["w"].small and resumed.blocks["w"].small
+        train(other, resumed, range(10, 14))
+        np.testing.assert_array_equal(other.w.data, model.w.data)
+
+
+class TestWithoutAStep:
+    def backward(self, model, x=X):
+        F.mse(model(x), numbers(len(x), 2)).backward()
+
+    @pytest.mark.parametrize("inversion", ["cholesky", "ekfac"])
+    def test_nothing_piles_up(self, inversion):
+        """Another optimizer trains the model, or the model forgets its gradients: that is a new step."""
+        model = affine(40, 30)
+        optimizer = plain_kfac(model, damping=0.1, inversion=inversion, fisher="sampled")
+        for _ in range(5):
+            model.zero_grad()
+            F.mse(model(numbers(3, 40)), numbers(3, 30)).backward()
+        block = optimizer.blocks["w"]
+        assert len(block.rows_seen) <= 1 and len(block.shown) <= 1 and block.examples == 3
+        assert optimizer.statistics.weight == pytest.approx(2 / 30)
+
+    def test_closed_it_sees_nothing(self):
+        model = affine(3, 2)
+        optimizer = plain_kfac(model, damping=0.1)
+        optimizer.close()
+        self.backward(model)
+        assert not optimizer.blocks
+
+
+class TestTwoPassesOverOneTrunk:
+    @pytest.mark.parametrize("weight", [1.0, 0.01])
+    def test_are_one_pass_of_both_losses(self, weight):
+        class Heads(nn.Module):
+            def __init__(self):
+                self.trunk, self.one, self.other = affine(3, 4), affine(4, 3, seed=1), affine(4, 2, seed=2)
+
+            def forward(self, x):
+                h = F.tanh(self.trunk(x))
+                return self.one(h), self.other(h)
+        moved = []
+        for apart in (False, True):
+            model = Heads()
+            optimizer = plain_kfac(model, damping=0.1, lr=1.0)
+            z, y = model(X)
+            classes, rest = F.softmax_cross_entropy(z, np.arange(8) % 3), F.mse(y, numbers(8, 2)) * weight
+            if apart:
+                classes.backward(retain_graph=True)
+                rest.backward()
+            else:
+                (classes + rest).backward()
+            before = model.trunk.w.data.copy()
+            optimizer.step()
+            moved.append(model.trunk.w.data - before)
+        np.testing.assert_allclose(moved[1], moved[0], rtol=1e-10)
+
+
+class TestLayersThatComeAndGo:
+    def test_adaptive_intervals_do_not_wait_for_a_layer_that_is_not_used(self, monkeypatch):
+        class Two(nn.Module):
+            def __init__(self):
+                self.a, self.b, self.both = affine(3, 2), affine(3, 2, seed=1), True
+
+            def forward(self, x):
+                return self.a(x) + self.b(x) if self.both else self.a(x)
+        model = Two()
+        optimizer = plain_kfac(model, damping=0.1, lr=0.0, factor_interval="adaptive", warm_up=0)
+        passes, own = [], optimizer.statistics.own_pass
+        monkeypatch.setattr(optimizer.statistics, "own_pass", lambda *args: passes.append(optimizer.steps) or own(*args))
+        for step in range(64):
+            model.both = step < 8
+            optimizer.zero_grad()
+            F.mse(model(X), numbers(8, 2)).backward()
+            optimizer.step()
+        assert len(set(passes)) < 16
+
+    def test_one_that_first_comes_between_two_renewals_is_named_when_it_comes(self):
+        class Two(nn.Module):
+            def __init__(self):
+                self.a, self.b, self.both = affine(3, 2), affine(3, 2, seed=1), True
+
+            def forward(self, x):
+                return self.a(x) + self.b(x) if self.both else self.a(x)
+        model = Two()
+        model.both = False
+        optimizer = plain_kfac(model, damping=0.1, lr=0.0, factor_interval=4, warm_up=0)
+        with pytest.warns(UserWarning, match=r"plain gradient: b\.w \(not seen"):
+            for step in range(9):
+                model.both = step in (3, 8)
+                optimizer.zero_grad()
+                F.mse(model(X), numbers(8, 2)).backward()
+                optimizer.step()
+        assert not optimizer.plain
+
+    def test_weights_that_are_freed_later_get_a_block(self):
+        model = affine(3, 2)
+        model.w.requires_grad = False
+        optimizer = plain_kfac(model, damping=0.1, lr=0.0)
+        with pytest.warns(UserWarning, match=r"b \(the weights beside it are not learned\)"):
+            for _ in range(2):
+                optimizer.zero_grad()
+                F.mse(model(X), numbers(8, 2)).backward()
+                optimizer.step()
+        model.w.requires_grad = True
+        optimizer.zero_grad()
+        F.mse(model(X), numbers(8, 2)).backward()
+        optimizer.step()
+        assert not optimizer.plain and set(optimizer.blocks) == {"w"}
+
+
+def test_ekfac_with_calls_of_different_resolution():
+    class Both(nn.Module):
+        def __init__(self):
+            self.conv = conv(2, 3, 2)
+
+        def forward(self, x):
+            return self.conv(x).mean(axis=(2, 3)) + self.conv(x[:, :, :3, :3]).mean(axis=(2, 3))
+    model, x = Both(), numbers(6, 2, 5, 5)
+    optimizer = shown(model, x, inversion="ekfac", damping=0.1)
+    block = optimizer.blocks["conv.w"]
+    true = fisher(model, x, loss="mse", parameters=["conv.*"])
+    np.testing.assert_allclose(block.division.arrays["curvature"].sum(), np.trace(true), rtol=1e-10)           # the same in any basis
+
+
+class TestOdds:
+    @pytest.mark.parametrize("copied", ["copy", "deepcopy", "pickle"])
+    def test_a_copy_would_look_at_the_wrong_model(self, copied):
+        optimizer = KFAC(affine(3, 2))
+        how = {"copy": copy.copy, "deepcopy": copy.deepcopy, "pickle": pickle.dumps}[copied]
+        with pytest.raises(ArgumentError, match="cannot be copied or pickled"):
+            how(optimizer)
+
+    def test_an_empty_minibatch_says_nothing(self):
+        model = affine(3, 2)
+        optimizer = plain_kfac(model, damping=0.1)
+        F.mse(model(X[:0]), numbers(0, 2)).backward()
+        assert not optimizer.blocks
+
+    def test_a_loss_of_no_weight_says_nothing(self):
+        model = affine(3, 2)
+        optimizer = plain_kfac(model, damping=0.1)
+        (F.mse(model(X), numbers(8, 2)) * 0.0).backward()
+        assert not optimizer.blocks and not optimizer.reports
+
+    def test_a_closure_for_pytorch(self):
+        model = affine(3, 2)
+        optimizer = plain_kfac(model, damping=0.1)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = F.mse(model(X), numbers(8, 2))
+            loss.backward()
+            return loss
+        F.mse(model(X), numbers(8, 2)).backward()
+        with pytest.raises(ArgumentError, match="must only compute the loss"):
+            optimizer.step(closure)
+
+    def test_a_model_that_is_brought_to_another_dtype(self):
+        model = affine(3, 2).to(dtype="float32")
+        optimizer = plain_kfac(model, damping=0.1, lr=0.0)
+        for dtype in ("float32", "float64"):
+            model.to(dtype=dtype)
+            optimizer.zero_grad()
+            F.mse(model(X.astype(dtype)), numbers(8, 2).astype(dtype)).backward()
+            optimizer.step()
+            assert all(x.dtype == dtype for x in optimizer.blocks["w"].arrays().values())
+
+    def test_the_inner_rules_memory_is_to_be_seen(self):
+        optimizer = KFAC(affine(3, 2), lr=0.1, momentum=0.9)
+        assert set(optimizer.state) == {"w", "b"} == set(optimizer.updates) == set(optimizer.changes)
