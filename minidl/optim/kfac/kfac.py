@@ -44,15 +44,18 @@ class KFAC(Optimizer):
         u  <-  min(1, sqrt(kl_clip / (lr^2 u.gradient))) u      so that lr^2 u^T F u, twice what a step changes the prediction, is bounded
         then the inner rule, with u in place of the gradient
 
+    Of a loss that is a mean, or a part of one, lr 1 is a whole step; of a sum it is N times that: see scale.py.
+
     inner: any optimizer of the same model; unless given, SGD with lr, momentum, weight_decay and groups, which mean there what they mean in
     `SGD`. So weight decay is not divided by F. damping: added to F, in nats an example; the larger, the more the direction is the
-    gradient's. kl_clip: None for no bound. factor_decay: what the averages keep of themselves when they are renewed.
-    fisher: "sampled", "empirical" or "exact", see statistics.py. loss: for a loss written by hand, which of minidl's it equals
-    ("softmax_cross_entropy", "binary_cross_entropy_with_logits", "mse": their means), the model's output being its logits.
+    gradient's. kl_clip: None for no bound; it knows of steps as long as lr, as SGD's are, and not of Adam's. factor_decay: what the
+    averages keep of themselves when they are renewed.
+    fisher: "sampled", "empirical" or "exact", see statistics.py. loss: for a loss written by hand, which of minidl's it is like, but for a
+    factor ("softmax_cross_entropy", "binary_cross_entropy_with_logits", "mse"); the model's output is then its logits.
     factor_interval, inverse_interval: steps from one renewal to the next; factor_interval="adaptive" lets each factor find its own.
     warm_up: so many steps at first renew everything each time. inversion: "cholesky", "eigen" or "ekfac", see division.py.
-    sharing: "expand" or "reduce", see kronecker.py. seed: of the sampled targets. damping, kl_clip and factor_decay may be schedules, and
-    may be assigned to. ArgumentError for what makes no sense.
+    sharing: "expand" or "reduce", see kronecker.py. seed: of the sampled targets; a state that is loaded brings its own. damping, kl_clip
+    and factor_decay may be schedules, and may be assigned to. ArgumentError for what makes no sense.
     Martens and Grosse, arXiv:1503.05671; Grosse and Martens, arXiv:1602.01407.
 
     >>> x, t = np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]]), np.array([[1.0], [3.0], [5.0]])

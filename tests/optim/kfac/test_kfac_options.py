@@ -215,7 +215,7 @@ class TestArrays:
     @pytest.mark.parametrize("options", [{}, {"fisher": "exact"}, {"fisher": "empirical"}, {"sharing": "reduce"},
                                          {"factor_interval": "adaptive", "warm_up": 0}],
                              ids=lambda options: " ".join(map(str, options.values())) or "usual")
-    @pytest.mark.parametrize("inversion", ["eigen", "ekfac"])
+    @pytest.mark.parametrize("inversion", ["cholesky", "eigen", "ekfac"])
     @pytest.mark.parametrize("net", NETS)
     def test_the_strict_device_gives_what_numpy_gives(self, net, inversion, options):
         wanted, _ = self.run(net, inversion=inversion, **options)
