@@ -39,9 +39,8 @@ def backward(loss: Tensor, grad: Any = None, create_graph: bool = False, retain_
     Tensor([6.], dtype=float32)
     """
     edge, seed = _edge(loss, "backward"), _seed(loss, grad, "backward")
-    observers = _wanting(edge)
-    for observer in observers:
-        observer.before_backward(loss, seed.data if isinstance(seed, Tensor) else seed)
+    start = seed.data if isinstance(seed, Tensor) else seed
+    observers = [observer for observer in _wanting(edge) if observer.before_backward(loss, start) is not False]
     Walk(create_graph=create_graph, retain=retain_graph, observers=observers).run([(edge, seed)])
 
 

@@ -41,8 +41,11 @@ class Observer(Protocol):
     def wants(self) -> bool:
         """Whether to take part in the backward pass that is about to start."""
 
-    def before_backward(self, loss: Tensor, seed: Array) -> None:
-        """Called once, before the ordinary pass, with the Tensor that it starts from and the gradient there: 1, or what was given."""
+    def before_backward(self, loss: Tensor, seed: Array) -> bool | None:
+        """Called once, before the ordinary pass, with the Tensor that it starts from and the gradient there: 1, or what was given.
+
+        False if the ordinary pass need not be shown: it then frees memory as it goes.
+        """
 
     def see(self, x: Array, gy: Array, op: Node) -> None:
         """The layer's input x, the gradient gy at its output (before a fused activation), and its Node.

@@ -19,7 +19,7 @@ from minidl.backend import Array
 Report = Callable[[str], None]
 
 SMALL = 64              # matrices up to this size are inverted together, those of one size in one call
-WHOLE = 256             # matrices up to this size are left to LAPACK as they are
+WHOLE = 128             # matrices up to this size are left to LAPACK as they are
 JITTERS = (1e-6, 1e-5, 1e-4)        # of the mean of the diagonal, added to it where a factor is not positive definite
 
 
@@ -52,14 +52,10 @@ def diagonals(m: Array) -> Array:
     return m if m.ndim == 2 else m.reshape(len(m), -1)[:, ::m.shape[1] + 1]
 
 
-def mirror(m: Array, side: int = 64) -> None:
-    """Copy what is above the diagonal of a matrix to below it, a square at a time: whole rows and columns would not fit into the cache."""
-    for i in range(0, len(m), side):
-        rows = slice(i, i + side)
-        for j in range(0, i, side):
-            m[rows, j:j + side] = m[j:j + side, rows].T
-        upper = np.triu(m[rows, rows])
-        m[rows, rows] = upper + np.triu(upper, 1).T
+@functools.lru_cache(maxsize=64)
+def above(k: int) -> np.ndarray:
+    """Which numbers of a matrix stand on or above its diagonal."""
+    return np.triu(np.ones((k, k), bool))
 
 
 def cholesky_inverse(m: Array) -> Array | None:
@@ -117,8 +113,8 @@ def _whole(m: Array) -> Array | None:
         lower, info = potri(lower, lower=1, overwrite_c=1)
     if info != 0:
         return None
-    mirror(lower.T)
-    return lower.T if bool(np.isfinite(np.diagonal(lower)).all()) else None
+    m = np.where(above(len(m)), lower.T, lower)                     # LAPACK fills one half
+    return m if bool(np.isfinite(diagonals(m[None])).all()) else None
 
 
 def _small(m: Array) -> Array | None:

@@ -339,7 +339,7 @@ class KFAC(Optimizer):
 
     def _sampler(self) -> np.random.Generator:
         """A generator for this step's targets. It begins anew each step, from the seed and the number of the step: nothing to be saved."""
-        return np.random.Generator(np.random.Philox(key=[self.seed, self.steps]))
+        return np.random.default_rng([self.seed, self.steps])
 
     def _report(self, text: str) -> None:
         self.reports.append(text)

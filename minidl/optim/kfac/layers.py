@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from minidl import backend, kernels
+from minidl import backend, kernels, pool
 from minidl.backend import Array
 from minidl.graph import Node
 from minidl.kernels import Window
 from minidl.optim.kfac.averages import norm
 from minidl.optim.kfac.blocks import Gradients, Pass, Settings, wide
 from minidl.optim.kfac.kronecker import KroneckerBlock, pieces
+
+SHARED = 2**22          # multiplications of which it is worth to give half to another thread
 
 
 class AffineBlock(KroneckerBlock):
@@ -213,15 +215,26 @@ def moments(rows: Array, bias: bool = False) -> Array:
            [14., 20.,  6.],
            [ 4.,  6.,  2.]])
     """
-    products = rows.T @ rows                            # NumPy sees that this is symmetric, and computes half of it
+    n, k = rows.shape
+    if pool.usable() > 1 and n * k * k > SHARED and backend.of(rows) is np:
+        halves: list[Any] = [None, None]
+        pool.each(lambda part: halves.__setitem__(part, second_moments(rows[part * n // 2:(part + 1) * n // 2])), (0, 1))
+        products = halves[0]
+        products += halves[1]
+    else:
+        products = second_moments(rows)
     if not bias:
         return products
-    n, k = rows.shape
     m = backend.of(rows).empty((k + 1, k + 1), rows.dtype)
     m[:k, :k] = products
     m[k, :k] = m[:k, k] = rows.sum(axis=0)
     m[k, k] = n
     return m
+
+
+def second_moments(rows: Array) -> Array:
+    """rows^T rows. NumPy sees that this is symmetric, and computes half of it."""
+    return rows.T @ rows
 
 
 def with_one(a: Array, bias: bool) -> Array:

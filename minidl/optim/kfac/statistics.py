@@ -83,11 +83,12 @@ class Statistics:
         return self.settings.timing.due(step) or any(
             block.due(name, step) for block in self.blocks.values() for name in block.factors if not names or name in names)
 
-    def before_backward(self, loss: Tensor, seed: Array) -> None:
-        """Run the passes of its own, and get ready for the ordinary one."""
+    def before_backward(self, loss: Tensor, seed: Array) -> bool:
+        """Run the passes of its own, and get ready for the ordinary one; gives whether it wants to see that."""
         with self.timed("factors"):
             self.begin(loss, seed)
         self.ordinary, self.latest = True, -1
+        return self.collecting is not None or any(block.wants() for block in self.blocks.values())
 
     @property
     def unit(self) -> float:
@@ -235,10 +236,9 @@ class Eye:
         statistics = self.statistics()
         return statistics is not None and statistics.wants()
 
-    def before_backward(self, loss: Tensor, seed: Array) -> None:
+    def before_backward(self, loss: Tensor, seed: Array) -> bool:
         statistics = self.statistics()
-        if statistics is not None:
-            statistics.before_backward(loss, seed)
+        return statistics is not None and statistics.before_backward(loss, seed)
 
     def see(self, x: Array, gy: Array, op: Node) -> None:
         statistics = self.statistics()
