@@ -25,7 +25,7 @@ POSITIONS = 256         # rows of the matrix of patches: a block of its columns 
 SUMS = 8                # sums that are kept apart, if
 APART = 2**22           # they have no more numbers together; or else pieces share the blocks of the product
 MOST = 8                # positions in a row, or in a column, that are laid out together
-WIDEST = 640            # numbers of such a patch: its moments must not fill the cache
+WIDEST = 400            # numbers of such a patch: its moments must not fill the cache
 WORTH = 0.9             # of the multiplications, if there are no more left than this
 SQUARE = 16             # rows and columns that are unfolded at once
 

@@ -30,7 +30,7 @@ from minidl.optim.kfac.statistics import BLOCK_KINDS, FISHERS, Statistics
 from minidl.optim.optimizer import Optimizer, Parameters, check_numbers, parameters_of, register
 from minidl.optim.schedule import Number, value_at
 from minidl.optim.sgd import SGD
-from minidl.tensor import Tensor
+from minidl.tensor import Tensor, make
 
 SHARINGS = ("expand", "reduce")
 PHASES = ("factors", "inverses", "preconditioning")
@@ -157,7 +157,7 @@ class KFAC(Optimizer):
         gradients = {path: self.parameters[path].grad for path in directions}
         try:
             for path, u in directions.items():
-                self.parameters[path].grad = Tensor(u.astype(self.parameters[path].dtype, copy=False))
+                self.parameters[path].grad = make(u.astype(self.parameters[path].dtype, copy=False))
             self.inner.step()
         finally:
             for path, grad in gradients.items():
@@ -166,6 +166,11 @@ class KFAC(Optimizer):
             factor = levenberg.factor(start, closure, self.parameters, self.blocks.values(), damping, self.statistics.weight)
             self.damping_scale = min(max(self.damping_scale * factor, 1 / levenberg.FARTHEST), levenberg.FARTHEST)
         self.statistics.forget()
+        if len(self.statistics.owner) + len(self.told) < len(self.parameters):
+            self._tell()
+
+    def _tell(self) -> None:
+        """Name the parameters that take the plain gradient, each once."""
         fresh = {path: why for path, why in self.plain.items() if path not in self.told}
         if fresh:
             self.told |= set(fresh)

@@ -15,6 +15,7 @@ from minidl.optim.kfac.averages import norm
 from minidl.optim.kfac.blocks import Gradients, Pass, Settings, wide
 from minidl.optim.kfac.kronecker import KroneckerBlock, pieces
 
+NARROW = 64             # columns that a product should have
 SHARED = 2**22          # multiplications of which it is worth to give half to another thread
 
 
@@ -233,8 +234,19 @@ def moments(rows: Array, bias: bool = False) -> Array:
 
 
 def second_moments(rows: Array) -> Array:
-    """rows^T rows. NumPy sees that this is symmetric, and computes half of it."""
-    return rows.T @ rows
+    """rows^T rows. NumPy sees that this is symmetric, and computes half of it.
+
+    Products of narrow matrices are slow: some rows are then thought to be one, and of its moments the blocks on the diagonal are added.
+    """
+    n, k = rows.shape
+    several = NARROW // k if rows.flags.c_contiguous else 1
+    if several < 2 or n < several * NARROW:
+        return rows.T @ rows
+    whole = n // several * several
+    wide = rows[:whole].reshape(-1, several * k)
+    blocks = (wide.T @ wide).reshape(several, k, several, k)
+    total = backend.of(rows).einsum("ijik->jk", blocks)
+    return total if whole == n else total + rows[whole:].T @ rows[whole:]
 
 
 def with_one(a: Array, bias: bool) -> Array:

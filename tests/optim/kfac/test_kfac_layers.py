@@ -299,7 +299,7 @@ class TestSeveralUses:
 
     def test_two_forward_passes_under_one_loss(self):
         """One target drawn for each output of both: the sums of the two, over the examples of one."""
-        model, xs, random = affine(3, 2), [numbers(5, 3, seed=seed) for seed in (0, 1)], np.random.Generator(np.random.Philox(key=[0, 0]))
+        model, xs, random = affine(3, 2), [numbers(5, 3, seed=seed) for seed in (0, 1)], np.random.default_rng([0, 0])
         optimizer = plain_kfac(model, fisher="sampled", damping=0.1)
         (F.mse(model(xs[0]), numbers(5, 2)) + F.mse(model(xs[1]), numbers(5, 2))).backward()
         optimizer.prepare()

@@ -368,7 +368,7 @@ class TestSeveralLosses:
         np.testing.assert_allclose(optimizer.blocks["w"].dense(), sum(fisher(model, x, "mse") for x in xs), atol=1e-13)
 
     def test_of_two_heads_in_one_drawn_pass(self):
-        model, random = Heads(), np.random.Generator(np.random.Philox(key=[0, 0]))
+        model, random = Heads(), np.random.default_rng([0, 0])
         optimizer = plain_kfac(model, damping=0.1, fisher="sampled")
         one, two = model(X)
         (F.softmax_cross_entropy(one, targets("categorical", (12, 3))) + F.mse(two, targets("gaussian", (12, 2))) * 0.1).backward()
