@@ -30,6 +30,7 @@ from minidl.optim.kfac.statistics import FISHERS
 LEARNING_RATES = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001, "kfac": 0.03}
 MOMENTUM = ("sgd", "kfac")              # those that have it
 KFAC = {"damping": 0.1, "kl_clip": 0.001, "fisher": "sampled", "factor_interval": 10, "inverse_interval": 10}
+HUGE, BRIEF = 2000, 2                   # where it has more than these, everything is renewed in so many steps at first, each taking seconds
 LARGE, RARELY = 500, 100                # where a factor has more rows than these, it is inverted every so many steps: that costs most
 SCHEDULES = ("constant", "step", "cosine", "polynomial")
 AUGMENTATIONS = {"none": "", "shift": "shifted by up to 1 pixel", "crop-flip": "cropped after 4 pixels of padding, and flipped"}
@@ -248,7 +249,7 @@ def make_optimizer(options: SimpleNamespace, model: Module, steps: int) -> optim
              if any(f".{path}".endswith(f".{name}") for path, _ in model.named_parameters())}
     own = {name: getattr(options, name) for name in ("momentum", *KFAC) if getattr(options, name) is not None}
     if options.optimizer == "kfac":
-        own["seed"] = options.seed
+        own |= {"seed": options.seed, **({"warm_up": BRIEF} if largest_factor(model) > HUGE else {})}
     return optim.create(options.optimizer, model, lr=schedule, weight_decay=options.weight_decay, groups=plain, **own)
 
 

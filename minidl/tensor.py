@@ -17,7 +17,7 @@ import numpy as np
 from minidl import backend
 from minidl.backend import Array
 from minidl.errors import ArgumentError, DeviceError, DtypeError, GraphError, ShapeError
-from minidl.watchers import Handle, Watchers, watched
+from minidl.watchers import Handle, Watchers, awaited, watched
 
 if TYPE_CHECKING:
     from minidl.graph import Node
@@ -220,6 +220,8 @@ class Tensor:
         entries = getattr(self._watch(frozen=kind == "observers"), kind)
         entries.append(entry)
         watched[id(self)] = self
+        if kind == "ready":
+            awaited[id(self)] = self
         return Handle(entries, entry)
 
     # What Python and NumPy ask of it

@@ -25,7 +25,7 @@ from minidl.graph import PASSING, Node, freed
 from minidl.modes import check_finite, mode, switched
 from minidl.plan import Step
 from minidl.tensor import Tensor, make
-from minidl.watchers import watched
+from minidl.watchers import awaited
 
 Edge = Any          # a leaf Tensor, or (Node, number of its output)
 
@@ -79,7 +79,7 @@ class Walk:
 
     def run(self, roots: Sequence[tuple[Edge, Any]]) -> None:
         """Walk from the roots: pairs of an edge and the gradient there."""
-        if self.targets is not None or self.observe_only or watched:
+        if self.targets is not None or self.observe_only or awaited:
             self._look_ahead([edge for edge, _ in roots])
         for edge, seed in roots:
             self._arrive(edge, _tensor(seed) if self.create_graph else _plain(seed))

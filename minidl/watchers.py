@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary, ref
 
 # Leaves that have had a gradient-ready hook or an observer, by id. Only while there are any does a backward pass look for them.
 watched: WeakValueDictionary[int, Any] = WeakValueDictionary()
+awaited: WeakValueDictionary[int, Any] = WeakValueDictionary()      # of these, those with a gradient-ready hook
 
 
 class Watchers:

@@ -13,6 +13,8 @@ from minidl import data, models, nn, optim
 from minidl.optim.kfac.statistics import FISHERS
 from minidl.task import (
     AUGMENTATIONS,
+    BRIEF,
+    HUGE,
     KFAC,
     LARGE,
     LEARNING_RATES,
@@ -191,6 +193,11 @@ class TestMakeOptimizer:
         assert kfac.statistics.settings.timing.interval == "adaptive"
         assert kfac.inner.options["momentum"] == 0.5 and kfac.inner.options["weight_decay"] == 0.01
         assert kfac.inner.changes["1.gamma"] == {"weight_decay": 0.0}
+
+    def test_a_huge_factor_is_not_inverted_in_each_of_ten_steps_at_first(self):
+        for inputs, steps in ((HUGE + 1, BRIEF), (HUGE, 10)):
+            kfac = self.make(nn.Affine(inputs, 2), optimizer="kfac")
+            assert kfac.statistics.settings.timing.warm_up == steps
 
     def test_no_steps_at_all_are_no_error(self):
         assert self.make(steps=0, schedule="cosine", warm_up=5).options["lr"](0) < 0.1

@@ -7,13 +7,14 @@ the inverse of a small one is made from its Cholesky factor by LAPACK's potri wh
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from minidl import backend, kernels, pool
+from minidl import backend, pool
 from minidl.backend import Array
 
 Report = Callable[[str], None]
@@ -76,7 +77,7 @@ def cholesky_inverse(m: Array) -> Array | None:
 def inverse(m: Array) -> Array | None:
     """The inverse of a positive definite matrix; None if it is none. Down to WHOLE rows it is cut into four.
 
-    Most of the work is then done by products of matrices, which run at twice the speed of LAPACK, and on all threads.
+    Most of the work is then done by products of matrices, which run at twice the speed of LAPACK.
     """
     k = len(m)
     if k <= WHOLE:
@@ -86,13 +87,13 @@ def inverse(m: Array) -> Array | None:
     if p is None:
         return None
     q = m[h:, :h]
-    w = kernels.matmul(q, p)
-    s = inverse(m[h:, h:] - kernels.matmul(w, q.T))
+    w = q @ p
+    s = inverse(m[h:, h:] - w @ q.T)
     if s is None:
         return None
-    t = kernels.matmul(s, w)
+    t = s @ w
     result = backend.of(m).empty_like(m)
-    result[:h, :h] = kernels.matmul(w.T, t)
+    result[:h, :h] = w.T @ t
     result[:h, :h] += p
     result[h:, :h] = -t
     result[:h, h:] = result[h:, :h].T
@@ -102,18 +103,17 @@ def inverse(m: Array) -> Array | None:
 
 def _whole(m: Array) -> Array | None:
     """The inverse of one matrix by LAPACK's potrf and potri."""
-    lapack = scipys() if backend.of(m) is np else None
-    if lapack is None or m.dtype.itemsize < 4:
+    routines = lapack(str(m.dtype)) if backend.of(m) is np else None
+    if routines is None:
         found = _small(m[None])
         return None if found is None else found[0]
-    potrf, potri = (lapack.spotrf, lapack.spotri) if m.dtype == np.float32 else (lapack.dpotrf, lapack.dpotri)
     m = np.array(m)
-    lower, info = potrf(m.T, lower=1, clean=0, overwrite_a=1)       # symmetric: its transpose is itself, in the order that Fortran likes
-    if info == 0:
-        lower, info = potri(lower, lower=1, overwrite_c=1)
-    if info != 0:
-        return None
-    m = np.where(above(len(m)), lower.T, lower)                     # LAPACK fills one half
+    size, info, at = ctypes.c_int(len(m)), ctypes.c_int(0), m.__array_interface__["data"][0]
+    for routine in routines:                                        # what Fortran calls lower is what stands above the diagonal here
+        routine(b"L", ctypes.byref(size), at, ctypes.byref(size), ctypes.byref(info))
+        if info.value != 0:
+            return None
+    m = np.where(above(len(m)), m, m.T)
     return m if bool(np.isfinite(diagonals(m[None])).all()) else None
 
 
@@ -132,14 +132,27 @@ def _small(m: Array) -> Array | None:
 
 
 @functools.cache
-def scipys() -> Any:
-    """SciPy's LAPACK; None without the extra `fast`."""
+def lapack(dtype: str) -> tuple[Any, Any] | None:
+    """SciPy's potrf and potri for a dtype; None without the extra `fast`.
+
+    Called as C functions, which leaves Python's lock to others: the functions of scipy.linalg.lapack hold it.
+    """
+    letter = {"float32": "s", "float64": "d"}.get(dtype)
     try:
-        from scipy.linalg import lapack
+        from scipy.linalg import cython_lapack
     except ImportError:
         return None
     pool.loaded()
-    return lapack
+    if letter is None:
+        return None
+    name, pointer = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
+    name.restype, name.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    number = ctypes.POINTER(ctypes.c_int)
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_char_p, number, ctypes.c_void_p, number, number)
+    capsules = [cython_lapack.__pyx_capi__[letter + routine] for routine in ("potrf", "potri")]
+    potrf, potri = [kind(pointer(capsule, name(capsule))) for capsule in capsules]
+    return potrf, potri
 
 
 def inverted(items: Sequence[tuple[str, Array, Array]], report: Report) -> list[Array | None]:
@@ -152,15 +165,22 @@ def inverted(items: Sequence[tuple[str, Array, Array]], report: Report) -> list[
     for i, (_, m, _) in enumerate(items):
         together.setdefault((m.shape[1], m.dtype, backend.device_of(m), i if m.shape[1] > SMALL else None), []).append(i)
     results: list[Array | None] = [None] * len(items)
-    for members in together.values():
+
+    def work(members: list[int]) -> None:
         damped = [plus_diagonal(*items[i][1:]) for i in members]
         found = cholesky_inverse(damped[0] if len(damped) == 1 else backend.of(damped[0]).concatenate(damped))
         at = 0
         for i in members:
-            blocks = len(items[i][1])
-            results[i] = _rescued(*items[i], report) if found is None else found[at:at + blocks]
-            at += blocks
-    return results
+            results[i] = None if found is None else found[at:at + len(items[i][1])]
+            at += len(items[i][1])
+
+    groups = sorted(together.values(), key=lambda members: -items[members[0]][1].shape[1])
+    if all(backend.of(m) is np for _, m, _ in items):
+        pool.each(work, groups)                                     # the large ones first, a thread for each
+    else:
+        for members in groups:
+            work(members)
+    return [_rescued(*items[i], report) if result is None else result for i, result in enumerate(results)]
 
 
 def _rescued(name: str, m: Array, extra: Array, report: Report) -> Array | None:

@@ -49,7 +49,8 @@ class KFAC(Optimizer):
     inner: any optimizer of the same model; unless given, SGD with lr, momentum, weight_decay and groups, which mean there what they mean in
     `SGD`. So weight decay is not divided by F. damping: added to F, in nats an example; the larger, the more the direction is the
     gradient's. kl_clip: None for no bound; it knows of steps as long as lr, as SGD's are, and not of Adam's. factor_decay: what the
-    averages keep of themselves when they are renewed.
+    averages keep of themselves when they are renewed. The defaults, among them lr 0.03 and momentum 0.9, are for minibatches of some
+    32; with hundreds kl_clip may be 10 to 100 times larger, and learning is then faster.
     fisher: "sampled", "empirical" or "exact", see statistics.py. loss: for a loss written by hand, which of minidl's it is like, but for a
     factor ("softmax_cross_entropy", "binary_cross_entropy_with_logits", "mse"); the model's output is then its logits.
     factor_interval, inverse_interval: steps from one renewal to the next; factor_interval="adaptive" lets each factor find its own.
@@ -67,8 +68,8 @@ class KFAC(Optimizer):
     """
 
     def __init__(self, model: Parameters, inner: Optimizer | None = None, *, lr: Number | None = None, momentum: Number | None = None,
-                 weight_decay: Number | None = None, groups: Mapping[str, Any] | None = None, damping: Number = 0.03,
-                 kl_clip: Number | None = 0.1, factor_decay: Number = 0.95, fisher: str = "sampled", loss: str | None = None,
+                 weight_decay: Number | None = None, groups: Mapping[str, Any] | None = None, damping: Number = 0.1,
+                 kl_clip: Number | None = 0.001, factor_decay: Number = 0.95, fisher: str = "sampled", loss: str | None = None,
                  factor_interval: int | str = 10, inverse_interval: int = 10, warm_up: int = 10, inversion: str = "cholesky",
                  sharing: str = "expand", seed: int = 0):
         self.parameters = parameters_of("KFAC", model)
@@ -313,7 +314,7 @@ class KFAC(Optimizer):
         """The rule that updates: the one given, or SGD."""
         given = {name: value for name, value in short.items() if value is not None}
         if inner is None:
-            return SGD(model, **{"lr": 0.1, "momentum": 0.9} | given)
+            return SGD(model, **{"lr": 0.03, "momentum": 0.9} | given)
         if given:
             raise ArgumentError(f"KFAC: {', '.join(given)} beside inner, which has its own",
                                 hint="Give them to the inner optimizer, or leave inner out: then it is SGD.")

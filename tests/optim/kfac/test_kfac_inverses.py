@@ -80,7 +80,7 @@ class TestDivision:
     @nets
     def test_the_directions_are_the_same_without_scipy(self, net, monkeypatch):
         wanted = shown(*NETS[net](), damping=0.01).directions()
-        monkeypatch.setattr(inverses, "scipys", lambda: None)
+        monkeypatch.setattr(inverses, "lapack", lambda dtype: None)
         for path, u in shown(*NETS[net](), damping=0.01).directions().items():
             np.testing.assert_allclose(u, wanted[path], atol=1e-11 * abs(u).max())
 
@@ -108,7 +108,7 @@ class TestInverted:
     @pytest.fixture(autouse=True)
     def _with_or_without(self, scipy, monkeypatch):
         if not scipy:
-            monkeypatch.setattr(inverses, "scipys", lambda: None)
+            monkeypatch.setattr(inverses, "lapack", lambda dtype: None)
 
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     @pytest.mark.parametrize("size", [1, 2, 65, 260])

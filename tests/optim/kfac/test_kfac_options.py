@@ -96,7 +96,7 @@ class TestInner:
     def test_unless_given_is_sgd_with_momentum(self):
         optimizer = KFAC(mlp())
         assert type(optimizer.inner) is optim.SGD
-        assert optimizer.inner.options["lr"] == 0.1 and optimizer.inner.options["momentum"] == 0.9
+        assert optimizer.inner.options["lr"] == 0.03 and optimizer.inner.options["momentum"] == 0.9
 
     def test_weight_decay_is_not_divided(self):
         found = []
