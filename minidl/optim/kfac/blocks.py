@@ -7,6 +7,7 @@ kind to kind: Kronecker factors in kronecker.py, single units in units.py.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -45,7 +46,7 @@ class Pass:
     backward: object
 
 
-class Block:
+class Block(ABC):
     """The base of all kinds. paths: of its parameters, by role. options: what the kind must know of the layer."""
 
     kind: ClassVar[str]
@@ -94,9 +95,9 @@ class Block:
         x, gy = wide(x), wide(gy)
         self.observe(x, gy if gain == 1 or not shown.gradients else gy * gain, op, shown, fresh, step)
 
+    @abstractmethod
     def observe(self, x: Array, gy: Array, op: Node, shown: Pass, fresh: bool, step: int) -> None:
         """Add to the sums: every kind writes its own. fresh: whether the input has not been taken in yet."""
-        raise NotImplementedError
 
     def remember(self, x: Array, gy: Array) -> None:
         """See the ordinary pass, in which the gradient is computed, of a block that `wants` to."""
@@ -158,17 +159,17 @@ class Block:
     def refine(self, decay: float) -> None:
         """After `renew`: what can only be learned from the same examples once there is something to divide by."""
 
+    @abstractmethod
     def directions(self, gradients: Gradients, damping: float) -> Gradients | None:
         """(F + damping)^-1 times the gradients; None if there is nothing yet to divide by."""
-        raise NotImplementedError
 
+    @abstractmethod
     def bend(self, moved: Gradients) -> Array:
         """d^T F d, undamped, for a change d of the parameters."""
-        raise NotImplementedError
 
+    @abstractmethod
     def dense(self) -> Array:
         """The block itself, undamped: (P, P), P the numbers of its parameters, flattened in the order of the roles."""
-        raise NotImplementedError
 
     # State
 
@@ -198,9 +199,9 @@ class Block:
             if average.value is not None and average.value.shape != self.shapes(parameters)[name]:
                 raise ValueError(f"{name} of {self.name} has shape {average.value.shape}, and must have {self.shapes(parameters)[name]}")
 
+    @abstractmethod
     def shapes(self, parameters: Gradients) -> dict[str, tuple[int, ...]]:
         """The shapes of the averages, for these parameters."""
-        raise NotImplementedError
 
     def follow(self, w: Array) -> None:
         """Go where the model went, if it was moved, or brought to another dtype."""

@@ -21,11 +21,13 @@ Another call of the same layer in a step is further positions. The layers themse
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from minidl import backend
 from minidl.backend import Array
+from minidl.errors import DefinitionError
 from minidl.graph import Node
 from minidl.optim.kfac.blocks import Block, Gradients, Pass, Settings
 from minidl.optim.kfac.division import INVERSIONS, Cholesky, Ekfac, product
@@ -57,29 +59,29 @@ class KroneckerBlock(Block):
 
     # What differs between layers
 
+    @abstractmethod
     def moments_of_inputs(self, x: Array, function: Any) -> Array:
         """The sum of a a^T over examples and, in expand, positions."""
-        raise NotImplementedError
 
+    @abstractmethod
     def moments_of_gradients(self, gy: Array) -> Array:
         """The sum of g g^T."""
-        raise NotImplementedError
 
     def positions(self, gy: Array) -> int:
         """How many positions there are in all examples."""
         return gy.size // gy.shape[-1]
 
     def single(self, x: Array, gy: Array, function: Any) -> tuple[Array, Array]:
-        """a and g of each example: (examples, blocks, k, T) each."""
-        raise NotImplementedError
+        """a and g of each example: (examples, blocks, k, T) each. EKFAC asks for it."""
+        raise DefinitionError(f"{type(self).__name__} has no gradients of single examples", hint="Let its inversion be another one.")
 
+    @abstractmethod
     def matrix(self, gradients: Gradients) -> Array:
         """Gradients as a stack M (blocks, left, right)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def parts(self, m: Array) -> Gradients:
         """The way back."""
-        raise NotImplementedError
 
     # Statistics
 

@@ -9,6 +9,7 @@ block is a formula.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any
 
 from minidl import backend
@@ -34,9 +35,9 @@ class UnitBlock(Block):
                     f[:, i, j] = (rows[i] * rows[j]).sum(axis=0)
             self.add("F", f)
 
+    @abstractmethod
     def single(self, x: Array, gy: Array, op: Node) -> tuple[Any, Array]:
         """The gradients of single examples by gamma (None if it is not wanted) and by beta, (N, units) each."""
-        raise NotImplementedError
 
     # ((a, b), (b, d))^-1 = ((d, -b), (-b, a)) / (a d - b^2)
     def directions(self, gradients: Gradients, damping: float) -> Gradients | None:

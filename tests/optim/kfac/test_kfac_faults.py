@@ -368,14 +368,18 @@ class TestTwoPassesOverOneTrunk:
         np.testing.assert_allclose(moved[1], moved[0], rtol=1e-10)
 
 
+class Two(nn.Module):
+    """Two layers side by side, of which the second is used as long as `both` says so."""
+
+    def __init__(self):
+        self.a, self.b, self.both = affine(3, 2), affine(3, 2, seed=1), True
+
+    def forward(self, x):
+        return self.a(x) + self.b(x) if self.both else self.a(x)
+
+
 class TestLayersThatComeAndGo:
     def test_adaptive_intervals_do_not_wait_for_a_layer_that_is_not_used(self, monkeypatch):
-        class Two(nn.Module):
-            def __init__(self):
-                self.a, self.b, self.both = affine(3, 2), affine(3, 2, seed=1), True
-
-            def forward(self, x):
-                return self.a(x) + self.b(x) if self.both else self.a(x)
         model = Two()
         optimizer = plain_kfac(model, damping=0.1, lr=0.0, factor_interval="adaptive", warm_up=0)
         passes, own = [], optimizer.statistics.own_pass
@@ -388,12 +392,6 @@ class TestLayersThatComeAndGo:
         assert len(set(passes)) < 16
 
     def test_one_that_first_comes_between_two_renewals_is_named_when_it_comes(self):
-        class Two(nn.Module):
-            def __init__(self):
-                self.a, self.b, self.both = affine(3, 2), affine(3, 2, seed=1), True
-
-            def forward(self, x):
-                return self.a(x) + self.b(x) if self.both else self.a(x)
         model = Two()
         model.both = False
         optimizer = plain_kfac(model, damping=0.1, lr=0.0, factor_interval=4, warm_up=0)
