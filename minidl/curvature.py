@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from minidl.errors import ArgumentError, DeviceError, GraphError, ShapeError, ne
 from minidl.functions.likelihood import KINDS
 from minidl.functions.loss import binary_cross_entropy_with_logits, distributions, mse, softmax_cross_entropy
 from minidl.modes import switched
+from minidl.names import matching
 from minidl.nn.init import Source
 from minidl.nn.module import Module
 from minidl.tensor import Tensor, make
@@ -227,8 +227,7 @@ def _chosen(caller: str, model: Module, patterns: str | Sequence[str] | None = N
         return free
     matched = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        # "*.b" is also the b of a model that has it itself
-        found = [path for path in free if fnmatchcase(path, pattern) or fnmatchcase("." + path, pattern)]
+        found = matching(pattern, free)
         if not found:
             raise ArgumentError(f"{caller}: no parameter that is not frozen matches {pattern!r}{nearest(pattern, free)}",
                                 hint=f"There are {', '.join(free)}.")

@@ -1,13 +1,23 @@
-"""Things that are known by a name, so that a command line or a config file can ask for one: models, optimizers."""
+"""Things that are known by a name, so that a command line or a config file can ask for one: models, optimizers; paths by a pattern."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 from minidl.errors import ArgumentError, DefinitionError, nearest
 
 T = TypeVar("T")
+
+
+def matching(pattern: str, paths: Iterable[str]) -> list[str]:
+    """The paths that a pattern matches as a whole; "*.b" is also the b of a model that has it itself.
+
+    >>> matching("*.b", ["b", "features.0.b", "features.0.w"])
+    ['b', 'features.0.b']
+    """
+    return [path for path in paths if fnmatchcase(path, pattern) or fnmatchcase("." + path, pattern)]
 
 
 class Names:

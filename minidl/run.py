@@ -88,8 +88,9 @@ class Run:
         for path, generator in generators(self.model):
             if path in rest["generators"]:
                 generator.bit_generator.state = rest["generators"][path]
-        for name in rest["run"].keys() & set(NUMBERS):          # phases are not in the checkpoints of older versions
-            setattr(self, name, rest["run"][name])
+        numbers = {"phases": {}} | rest["run"]                  # which are not in the checkpoints of older versions
+        for name in NUMBERS:
+            setattr(self, name, numbers[name])
 
 
 def part(arrays: dict[str, Array], prefix: str) -> dict[str, Array]:

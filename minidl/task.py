@@ -30,8 +30,8 @@ from minidl.optim.kfac.statistics import FISHERS
 LEARNING_RATES = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001, "kfac": 0.03}
 MOMENTUM = ("sgd", "kfac")              # those that have it
 KFAC = {"damping": 0.1, "kl_clip": 0.001, "fisher": "sampled", "factor_interval": 10, "inverse_interval": 10}
-HUGE, BRIEF = 2000, 2                   # where it has more than these, everything is renewed in so many steps at first, each taking seconds
 LARGE, RARELY = 500, 100                # where a factor has more rows than these, it is inverted every so many steps: that costs most
+HUGE, BRIEF = 2000, 2                   # with more rows than these, steps at first in which all is renewed: each takes seconds
 SCHEDULES = ("constant", "step", "cosine", "polynomial")
 AUGMENTATIONS = {"none": "", "shift": "shifted by up to 1 pixel", "crop-flip": "cropped after 4 pixels of padding, and flipped"}
 USUAL_EPOCHS = {"digits": 100}         # they are few and small; 10 for anything else

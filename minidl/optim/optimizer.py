@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 from minidl import backend, kernels
 from minidl.backend import Array
 from minidl.errors import ArgumentError, DefinitionError, GraphError, nearest
-from minidl.names import Names
+from minidl.names import Names, matching
 from minidl.nn.module import Module
 from minidl.nn.options import number
 from minidl.nn.state import like, matched, snapshot
@@ -121,8 +120,7 @@ class Optimizer:
                 if option not in self.options:
                     raise ArgumentError(f"{name}: the group {pattern!r} sets {option!r}, which is no option{nearest(option, self.options)}",
                                         hint=f"The options are {', '.join(self.options)}.")
-            # "*.b" is also the b of a model that has it itself
-            paths = [path for path in self.parameters if fnmatchcase(path, pattern) or fnmatchcase("." + path, pattern)]
+            paths = matching(pattern, self.parameters)
             if not paths:
                 raise ArgumentError(f"{name}: no parameter matches the group {pattern!r}{nearest(pattern, self.parameters)}",
                                     hint='A pattern is matched against the whole path: "*.b", or "features.*". See named_parameters().')

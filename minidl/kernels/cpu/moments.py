@@ -200,19 +200,18 @@ def folded(wide: np.ndarray, channels: int, size: tuple[int, int], kernel: tuple
     groups, k = len(wide), channels * math.prod(kernel)
     count = len(wide[0]) - bias
     squares = wide[:, :count, :count].reshape(groups, channels, *size, channels, *size)
-    result = np.zeros((groups, k + bias, k + bias), np.float32)
-    inside = result[:, :k, :k].reshape(groups, channels, *kernel, channels, *kernel) if not bias else \
-        np.zeros((groups, channels, *kernel, channels, *kernel), np.float32)
+    inside = np.zeros((groups, channels, *kernel, channels, *kernel), np.float32)
     places = [(slice(down, down + kernel[0]), slice(right, right + kernel[1]))
               for down in range(size[0] - kernel[0] + 1) for right in range(size[1] - kernel[1] + 1)]
     for place in places:
         inside += squares[:, :, *place, :, *place]
-    if bias:
-        result[:, :k, :k] = inside.reshape(groups, k, k)
-        ones = wide[:, count, :count].reshape(groups, channels, *size)
-        result[:, k, :k] = np.sum([ones[:, :, *place] for place in places], axis=0).reshape(groups, k)
-        result[:, :k, k] = result[:, k, :k]
-        result[:, k, k] = wide[:, count, count] * len(places)
+    if not bias:
+        return inside.reshape(groups, k, k)
+    result = np.empty((groups, k + 1, k + 1), np.float32)
+    result[:, :k, :k] = inside.reshape(groups, k, k)
+    ones = wide[:, count, :count].reshape(groups, channels, *size)
+    result[:, k, :k] = result[:, :k, k] = np.sum([ones[:, :, *place] for place in places], axis=0).reshape(groups, k)
+    result[:, k, k] = wide[:, count, count] * len(places)
     return result
 
 

@@ -11,7 +11,7 @@ arXiv:1503.05671). In the order in which one reads:
     scale.py            what a loss weighs: the only place that knows of means and sums
     blocks.py           what is common to all blocks;  averages.py: their running averages
     kronecker.py        A (x) G, in mathematics;  layers.py: affine layers, convolutions, embeddings
-    units.py            normalization layers
+    moments.py          second moments of rows;  units.py: normalization layers
     division.py         the three ways to divide by A (x) G + damping;  inverses.py: the linear algebra under them
     levenberg.py        damping that finds its own size
 """

@@ -25,7 +25,7 @@ from minidl.optim.kfac.averages import Timing
 from minidl.optim.kfac.blocks import Block, Settings, wide
 from minidl.optim.kfac.division import INVERSIONS
 from minidl.optim.kfac.inverses import inverted
-from minidl.optim.kfac.scale import NAMES, Prediction, check_name, no_prediction
+from minidl.optim.kfac.scale import Prediction, check_name, no_prediction
 from minidl.optim.kfac.statistics import BLOCK_KINDS, FISHERS, Statistics
 from minidl.optim.optimizer import Optimizer, Parameters, check_numbers, parameters_of, register
 from minidl.optim.schedule import Number, value_at
@@ -77,20 +77,17 @@ class KFAC(Optimizer):
         self.damping, self.kl_clip, self.factor_decay = damping, kl_clip, factor_decay
         self.inverse_interval, self.seed = inverse_interval, seed
         self._check(fisher, inversion, sharing, factor_interval, warm_up)
-        if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= seed < 2**64:
-            raise ArgumentError(f"KFAC: seed is {seed!r}, and must be an int from 0 to 2^64 - 1")
         check_name(loss)
         if loss is not None and not isinstance(model, Module):
             raise ArgumentError("KFAC: with loss= the model itself is needed, whose output the loss takes", hint="Give the Module.")
-        self.damping_scale = 1.0                     # Levenberg and Marquardt: what the damping is multiplied by
+        self.damping_scale = 1.0                # Levenberg and Marquardt: what the damping is multiplied by
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.reports: list[str] = []            # what went wrong and was mended, and what is not covered
         self.told: set[str] = set()             # the parameters without a block that were named
         settings = Settings(inversion, sharing, Timing(factor_interval, warm_up), self._report)
         self.statistics = Statistics(self.parameters, fisher, loss, settings, self._sampler, lambda: self.steps, self._timed)
         if loss is not None and isinstance(model, Module):
-            kind = NAMES[loss].kind
-            handle = model.register_forward_hook(lambda module, inputs, y: Prediction(kind)(y) if isinstance(y, Tensor) else None)
+            handle = model.register_forward_hook(lambda module, inputs, y: Prediction()(y) if isinstance(y, Tensor) else None)
             weakref.finalize(self, handle.remove)
 
     # What it shares with its inner rule
@@ -332,6 +329,8 @@ class KFAC(Optimizer):
             if value not in known:
                 raise ArgumentError(f"KFAC: {name} is {value!r}, which is not known{nearest(str(value), known)}",
                                     hint=f"Known are {', '.join(known)}.")
+        if isinstance(self.seed, bool) or not hasattr(self.seed, "__index__") or not 0 <= self.seed < 2**64:
+            raise ArgumentError(f"KFAC: seed is {self.seed!r}, and must be an int from 0 to 2^64 - 1")
         whole: Any
         for name, whole, least in (("factor_interval", factor_interval, 1), ("inverse_interval", self.inverse_interval, 1),
                                    ("warm_up", warm_up, 0)):

@@ -63,8 +63,6 @@ class Reading:
 class Prediction(Function):
     """The output of a model whose loss is written by hand: it marks the place, and changes nothing."""
 
-    kind: str
-
     def forward(self, x):
         return x
 
@@ -84,8 +82,9 @@ def read(total: Tensor, seed: Array, name: str | None = None) -> Reading | None:
     found = _named(NAMES[name], total, seed) if name is not None else _known(total, seed)
     if not found:
         return None if name is None else NOTHING
-    examples = len(max(found, key=lambda each: each[2])[0].logits)
-    heaviest = max(mean for _, _, mean in found)
+    chief, _, heaviest = max(found, key=lambda each: each[2])
+    # of a loss written by hand the outputs are different examples; of several losses they are the same ones
+    examples = len(chief.logits) if name is None else sum(len(told.logits) for told, _, _ in found)
     if not heaviest > 0 or not examples:                                # weight 0, or an empty minibatch
         return NOTHING
     parts = []
@@ -95,8 +94,7 @@ def read(total: Tensor, seed: Array, name: str | None = None) -> Reading | None:
             root = backend.of(weights).sqrt(weights / heaviest)
             root = backend.of(weights).expand_dims(root, 1) if root.ndim < told.logits.ndim else root
         parts.append(Part(KINDS[told.kind], told.logits, root))
-    examples = examples if name is None else sum(len(part.logits) for part in parts)
-    return Reading(parts, examples, heaviest * examples, FACTORS[max(found, key=lambda each: each[2])[0].kind])
+    return Reading(parts, examples, heaviest * examples, FACTORS[chief.kind])
 
 
 Found = list[tuple[Distribution, Array, float]]     # with the weights of each term's -log p in the total, and their mean
@@ -114,8 +112,9 @@ def _named(loss: type[Loss], total: Tensor, seed: Array) -> Found:
         raise ShapeError(f"KFAC: with loss={loss.name!r} the model's output has an axis of classes", output=f"{outputs[0].shape}")
     if not outputs:
         return []
-    weight = float(abs(seed).sum()) * _curvature(KINDS[loss.kind], total, outputs)
-    return [(Distribution(loss.kind, z, weight), abs(seed) * 0 + weight, weight) for z in outputs]
+    weights = abs(seed) * _curvature(KINDS[loss.kind], total, outputs)
+    mean = float(weights.mean())
+    return [(Distribution(loss.kind, z, mean), weights, mean) for z in outputs]
 
 
 def _curvature(likelihood: Likelihood, total: Tensor, outputs: list[Tensor]) -> float:
