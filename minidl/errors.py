@@ -106,3 +106,11 @@ class ConfigError(MinidlError, ValueError):
 
 class MissingExtra(MinidlError, ImportError):
     """A library that only some users need is not installed."""
+
+
+class ExchangeError(MinidlError, RuntimeError):
+    """Many processes that cannot work together: what they send does not fit, or one of them has gone."""
+
+
+class RankLost(ExchangeError):
+    """A process that takes part has died, or somebody has said so. With spare ranks the others go on; see parallel/elastic.py."""

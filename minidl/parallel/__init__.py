@@ -1,0 +1,1 @@
+"""Many processes train as one."""

@@ -1,0 +1,130 @@
+"""Communicator: ranks that send arrays to each other, and nothing else.
+
+There are two kinds: mpi.py stands on mpi4py and is what trains across processes and hosts; local.py makes ranks of the threads of one
+process, for tests and for looking on. Both send raw memory, never pickled objects. Nothing here knows of gradients: what is sent when
+is the exchange's business.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+import numpy as np
+
+LARGEST = 64 << 20          # bytes in one message: larger arrays go in several
+NAP = 1e-4                  # seconds between two looks at what has not arrived; a thread that spins would take the core from those that compute
+
+
+class Request(ABC):
+    """Something that was begun and may not be over: `done` looks, and never waits. Until it is done the array belongs to it."""
+
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether it is over. RankLost if it never will be, because a process has died."""
+
+
+class Communicator(ABC):
+    """A group of `size` ranks, of which this process is number `rank`.
+
+    Arrays are NumPy's, C-contiguous, of any dtype; who receives knows shape and dtype beforehand, ExchangeError where they do not fit.
+    Between two ranks, messages of the same tag arrive in the order in which they were sent. Tags are whole numbers from 0 to 2^30.
+    A collective operation (all but isend and irecv) is called by every rank, in the same order; it does not matter what messages are
+    under way meanwhile. One thread at a time uses a Communicator; another one takes a `duplicate`.
+    RankLost, from any operation but agree and shrink, if a process that it needs has died, or if somebody has called `revoke`.
+    """
+
+    rank: int
+    size: int
+
+    # Messages
+
+    @abstractmethod
+    def isend(self, x: np.ndarray, to: int, tag: int = 0) -> Request:
+        """Begin to send x. It must not be written to until the request is done."""
+
+    @abstractmethod
+    def irecv(self, x: np.ndarray, source: int, tag: int = 0) -> Request:
+        """Begin to receive into x."""
+
+    @abstractmethod
+    def ibroadcast(self, x: np.ndarray, root: int = 0) -> Request:
+        """Begin to bring the root's x into everyone's."""
+
+    @abstractmethod
+    def iallgather(self, x: np.ndarray, out: np.ndarray) -> Request:
+        """Begin to bring everyone's x into out (size, *x.shape), in the order of the ranks."""
+
+    # Groups
+
+    @abstractmethod
+    def duplicate(self) -> Communicator:
+        """The same ranks, whose messages are never taken for those of this one."""
+
+    @abstractmethod
+    def split(self, color: int | None, key: int) -> Communicator | None:
+        """Ranks of one color become a group, in the order of their keys (of their present ranks where these are equal). None: in no group."""
+
+    # When something goes wrong
+
+    @abstractmethod
+    def abort(self, status: int = 1) -> None:
+        """End all processes of the job at once. Never comes back."""
+
+    @abstractmethod
+    def revoke(self) -> None:
+        """Let everything that is under way here, on every rank, end with RankLost; afterwards only agree and shrink are possible."""
+
+    @abstractmethod
+    def agree(self, yes: bool) -> bool:
+        """Whether all ranks said yes and none has died: the same answer for everyone who lives. Works after revoke."""
+
+    @abstractmethod
+    def shrink(self) -> Communicator:
+        """Those who live, in the same order. Works after revoke."""
+
+    # In terms of these
+
+    def wait(self, requests: Iterable[Request], nap: float = NAP) -> None:
+        """Come back when all are done. nap: seconds between two looks."""
+        wait(requests, nap)
+
+    def broadcast(self, x: np.ndarray, root: int = 0) -> np.ndarray:
+        """Bring the root's x into everyone's, and give it."""
+        self.wait([self.ibroadcast(x, root)])
+        return x
+
+    def allgather(self, x: np.ndarray) -> np.ndarray:
+        """Everyone's x, (size, *x.shape), in the order of the ranks."""
+        out = np.empty((self.size, *x.shape), x.dtype)
+        self.wait([self.iallgather(np.ascontiguousarray(x), out)])
+        return out
+
+    def gather_bytes(self, content: bytes) -> list[bytes]:
+        """Everyone's bytes, of whatever lengths, in the order of the ranks."""
+        lengths = self.allgather(np.array(len(content), np.int64)).tolist()
+        longest = np.zeros(max(lengths), np.uint8)
+        longest[:len(content)] = np.frombuffer(content, np.uint8)
+        return [row[:length].tobytes() for row, length in zip(self.allgather(longest), lengths)] if len(longest) else [b""] * self.size
+
+    def broadcast_bytes(self, content: bytes | None, root: int = 0) -> bytes:
+        """The root's bytes."""
+        length = self.broadcast(np.array(len(content or b""), np.int64), root)
+        x = np.frombuffer(content, np.uint8).copy() if self.rank == root else np.empty(int(length), np.uint8)     # type: ignore[arg-type]
+        return self.broadcast(x, root).tobytes() if len(x) else b""
+
+    def barrier(self) -> None:
+        """Wait for everyone."""
+        self.allgather(np.zeros(1, np.uint8))
+
+
+def wait(requests: Iterable[Request], nap: float = NAP) -> None:
+    """Come back when all requests are done."""
+    left = list(requests)
+    looks = 0
+    while left:
+        left = [request for request in left if not request.done()]
+        looks += 1
+        if left:
+            time.sleep(0 if looks < 20 else nap)            # what comes from the same host is there at once
