@@ -13,8 +13,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from minidl.errors import ExchangeError
+
 LARGEST = 64 << 20          # bytes in one message: larger arrays go in several
-NAP = 1e-4                  # seconds between two looks at what has not arrived; a thread that spins would take the core from those that compute
+NAP = 1e-4                  # seconds between two looks at what has not arrived; a thread that spins takes the core from those that compute
+MOST_TAGS = 1 << 30         # every MPI that is in use has more
 
 
 class Request(ABC):
@@ -64,7 +67,7 @@ class Communicator(ABC):
 
     @abstractmethod
     def split(self, color: int | None, key: int) -> Communicator | None:
-        """Ranks of one color become a group, in the order of their keys (of their present ranks where these are equal). None: in no group."""
+        """Ranks of one color become a group, in the order of their keys (of their ranks here where these are equal). None: in no group."""
 
     # When something goes wrong
 
@@ -128,3 +131,26 @@ def wait(requests: Iterable[Request], nap: float = NAP) -> None:
         looks += 1
         if left:
             time.sleep(0 if looks < 20 else nap)            # what comes from the same host is there at once
+
+
+def memory(x: np.ndarray, operation: str, *, written: bool = False) -> np.ndarray:
+    """The bytes of x as they lie, (bytes,) of uint8: for the kinds of Communicator, which send nothing else.
+
+    written: whether something will be written there. ExchangeError if x is not made of plain, contiguous (and writable) memory.
+    """
+    if not isinstance(x, np.ndarray) or x.dtype.hasobject:
+        kind = f"an array of {x.dtype}" if isinstance(x, np.ndarray) else f"a {type(x).__module__}.{type(x).__qualname__}"
+        raise ExchangeError(f"{operation}: only NumPy arrays of plain numbers travel, got {kind}")
+    if not x.flags.c_contiguous or (written and not x.flags.writeable):
+        fault = "written to" if x.flags.c_contiguous else "sent: its rows do not lie one after the other"
+        raise ExchangeError(f"{operation}: the array cannot be {fault}", shape=x.shape, dtype=x.dtype, strides=x.strides,
+                            hint="" if x.flags.c_contiguous else "np.ascontiguousarray(x) makes a copy that can")
+    return x.reshape(-1).view(np.uint8)
+
+
+def check_peer(operation: str, peer: int, size: int, tag: int = 0) -> None:
+    """ExchangeError unless there is such a rank, and such a tag."""
+    if not 0 <= peer < size:
+        raise ExchangeError(f"{operation}: there is no rank {peer}", ranks=f"0 to {size - 1}")
+    if not 0 <= tag <= MOST_TAGS:
+        raise ExchangeError(f"{operation}: there is no tag {tag}", tags=f"0 to {MOST_TAGS}")
