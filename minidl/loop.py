@@ -21,6 +21,8 @@ from minidl.data.loader import share
 from minidl.data.transforms import whole
 from minidl.errors import GraphError, NumericsError
 from minidl.nn import Module
+from minidl.nn.part import Part, commit
+from minidl.nn.streams import Streams
 from minidl.optim import Optimizer
 from minidl.run import Run
 from minidl.tensor import Tensor
@@ -93,6 +95,7 @@ def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int 
     if resume is not None:
         run.load_state(*resume)
 
+    streams = Streams(model, cut=accumulate > 1)
     memory.tune_allocator()             # the arrays of a step find the memory of the step before
     # Step 1, initialise W, was done by whoever made the model (models.create), or by the checkpoint.
     for callback in callbacks:
@@ -103,17 +106,20 @@ def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int 
         for x, y in run.loader.epoch(run.epoch, start=run.minibatch):           # Step 2: take a minibatch.
             x, y = to_model(model, x), to_model(model, y)
             optimizer.zero_grad()
-            total = 0.0
-            for part_x, part_y in parts(x, y, accumulate):
-                outputs = model(part_x)                                         # Step 3: forward, from images to outputs.
-                loss = objective.loss(outputs, part_x, part_y)                  # Step 4: the loss, how wrong they are.
-                if not getattr(loss, "requires_grad", False):
-                    raise GraphError("fit: the loss depends on no parameter that could be learned", hint="Are all of them frozen?")
-                weight = len(part_x) / len(x)
-                total += finite(loss.item(), run) * weight
-                loss.backward(weight)                                           # Steps 5 and 6: its gradient at the outputs, and
+            total, notes = 0.0, []
+            for part in parts(len(x), accumulate):
+                part_x, part_y = x[part.rows], y[part.rows]
+                with part, streams.of(run.step, part.index):
+                    outputs = model(part_x)                                     # Step 3: forward, from images to outputs.
+                    loss = objective.loss(outputs, part_x, part_y)              # Step 4: the loss, how wrong they are.
+                    if not getattr(loss, "requires_grad", False):
+                        raise GraphError("fit: the loss depends on no parameter that could be learned", hint="Are all of them frozen?")
+                    total += finite(loss.item(), run) * part.weight
+                    loss.backward(part.weight)                                  # Steps 5 and 6: its gradient at the outputs, and
                 if objective.right is not None:                                 # from there backward to the gradient of every W.
                     run.right += int(objective.right(outputs.data, part_y))
+                notes.append(part.notes)
+            commit(notes)
             if clip is not None:
                 optim.clip_grad_norm(optimizer.parameters, clip)
             optimizer.step()                                                    # Step 7: update W, a step down the gradient.
@@ -129,16 +135,17 @@ def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int 
             if run.stop:
                 break
         if run.minibatch >= len(run.loader):
-            end_epoch(run, test, objective, callbacks)
+            end_epoch(run, test, objective, callbacks, streams)
     for callback in callbacks:
         callback.end(run)
     memory.give_back()
     return run.history
 
 
-def end_epoch(run: Run, test: Any, objective: Objective, callbacks: Sequence[Callback]) -> None:
+def end_epoch(run: Run, test: Any, objective: Objective, callbacks: Sequence[Callback], streams: Streams) -> None:
     """Take the metrics of an epoch and set the Run to the start of the next one."""
-    test_loss, test_accuracy = (None, None) if test is None else evaluate(run.model, test, objective)
+    with streams.kept():
+        test_loss, test_accuracy = (None, None) if test is None else evaluate(run.model, test, objective)
     metrics = {
         "epoch": run.epoch + 1,
         "train_loss": run.loss / run.seen,
@@ -196,7 +203,7 @@ def to_model(model: Module, x: Array) -> Array:
     return x if first is None else backend.asarray(x, first[1].device)
 
 
-def parts(x: Array, y: Array, count: int) -> list[tuple[Array, Array]]:
+def parts(size: int, count: int) -> list[Part]:
     """A minibatch in parts, cut as between so many processes; empty parts are left out."""
-    slices = [share(len(x), i, count) for i in range(min(count, len(x)))]
-    return [(x[s], y[s]) for s in slices]
+    slices = [share(size, i, count) for i in range(min(count, size))]
+    return [Part(s.start, s.stop - s.start, size, i) for i, s in enumerate(slices)]

@@ -7,18 +7,15 @@ holds itself are taken along. What a run does is written in loop.py, how its sta
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from minidl import backend
 from minidl.backend import Array
 from minidl.data import Loader
 from minidl.errors import CheckpointError
 from minidl.nn import Module
+from minidl.nn.streams import generators, plain
 from minidl.optim import Optimizer
 
 NUMBERS = ("epoch", "minibatch", "step", "loss", "right", "seen", "seconds", "phases", "history")
@@ -102,16 +99,3 @@ def order(loader: Loader) -> dict[str, Any]:
     """What decides which examples form a minibatch."""
     return {"examples": len(loader.data), "batch_size": loader.batch_size, "shuffle": loader.shuffle, "seed": loader.seed,
             "drop_last": loader.drop_last}
-
-
-def generators(model: Module) -> Iterator[tuple[str, np.random.Generator]]:
-    """The random generators that the modules of a model hold as attributes, with their paths."""
-    for path, module in model.named_modules():
-        for name, value in vars(module).items():
-            if isinstance(value, np.random.Generator):
-                yield f"{path}.{name}" if path else name, value
-
-
-def plain(state: Any) -> Any:
-    """The state of a bit generator without arrays: some kinds have them, and all take lists back."""
-    return json.loads(json.dumps(state, default=np.ndarray.tolist))

@@ -11,6 +11,7 @@ import strict  # noqa: F401   makes the strict device known
 from minidl import Tensor, data, kernels, models, nn, optim
 from minidl import functions as F
 from minidl.data import Dataset, Loader
+from minidl.data.loader import share
 from minidl.errors import ArgumentError, GraphError, NumericsError
 from minidl.loop import Callback, Objective, classification, evaluate, fit, reconstruction
 
@@ -192,6 +193,65 @@ class TestAccumulate:
             np.testing.assert_allclose(p.data, q.data, rtol=1e-4, atol=1e-6)
         for one, two in zip(timeless(whole), timeless(parts)):
             assert one == pytest.approx(two, rel=1e-5)
+
+    @pytest.mark.parametrize("momentum", [0.1, None])
+    def test_running_statistics_are_those_of_the_parts_one_after_another(self, momentum):
+        def model():
+            return nn.Sequential(nn.Affine(6, 8, generator=0), nn.BatchNorm(8, momentum), nn.Affine(8, 3, generator=1))
+
+        one, twin = model(), model()
+        fit(one, Loader((X, Y), batch_size=12, shuffle=False), None, optim.SGD(one, 0.1), accumulate=3)
+        optimizer = optim.SGD(twin, 0.1)
+        for start in range(0, 34, 12):
+            optimizer.zero_grad()
+            size = min(12, 34 - start)
+            rows = [slice(start + s.start, start + s.stop) for s in (share(size, i, 3) for i in range(3))]
+            for s in rows:
+                F.softmax_cross_entropy(twin(X[s]), Y[s]).backward(len(Y[s]) / size)
+            optimizer.step()
+        assert twin[1].steps == one[1].steps == 9
+        for name, value in twin.state_dict().items():
+            assert value.tobytes() == one.state_dict()[name].tobytes(), name
+
+    @pytest.mark.parametrize("count", [2, 3, 4])
+    def test_dropout_drops_what_it_would_drop_in_the_whole(self, count):
+        def dropped(accumulate):
+            masks = []
+            model = nn.Sequential(nn.Affine(6, 8, generator=0), nn.Dropout(0.5, generator=1), nn.Affine(8, 3, generator=1))
+            model[1].register_forward_hook(lambda module, xs, y: masks.append(y.data != 0))
+            fit(model, loader(), None, optim.SGD(model, 0.0), 2, accumulate=accumulate)
+            assert model[1].step == 12
+            return np.concatenate(masks)
+
+        np.testing.assert_array_equal(dropped(count), dropped(1))
+
+    def test_a_generator_of_the_model_draws_for_each_part_anew_and_goes_on_to_the_bit(self):
+        class Noisy(nn.Module):
+            def __init__(self):
+                self.inner, self.noise, self.drawn = mlp(), np.random.default_rng(4), []
+
+            def forward(self, x):
+                self.drawn.append(self.noise.standard_normal())
+                return self.inner(x + np.float32(self.drawn[-1]))
+
+        def run(stop_at=None, resume=None):
+            model, steps = Noisy(), Steps(stop_at)
+            fit(model, loader(), TEST, optim.SGD(model, 0.1), 2, [steps], accumulate=2, resume=resume)
+            return model.drawn, steps.run.state()
+
+        drawn, (arrays, rest) = run()
+        assert len(set(drawn)) == 24 + 1                                    # the test draws the same each time
+        for stop_at in (1, 6, 9):
+            _, (resumed, its_rest) = run(resume=run(stop_at)[1])
+            assert all(resumed[name].tobytes() == x.tobytes() for name, x in arrays.items())
+            assert its_rest["generators"] == rest["generators"]
+
+    def test_a_step_that_fails_leaves_no_trace_in_the_layers(self):
+        model, steps = nn.Sequential(Sick(at=2), nn.BatchNorm(3), nn.Dropout()), Steps()
+        before = model.state_dict()
+        with pytest.raises(NumericsError):
+            fit(model, loader(), TEST, optim.SGD(model, 0.1), 3, [steps], accumulate=2)
+        assert all((before[name] == x).all() for name, x in model.state_dict().items())
 
     def test_each_part_has_its_share_of_the_examples(self):
         seen = []

@@ -10,7 +10,8 @@ from minidl import nn, optim
 from minidl.data import Loader
 from minidl.errors import CheckpointError
 from minidl.loop import fit
-from minidl.run import Run, generators
+from minidl.nn.streams import generators
+from minidl.run import Run
 
 X = np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32)
 Y = np.arange(10) % 3
@@ -68,11 +69,6 @@ def test_the_state_is_a_copy():
     before = {name: x.copy() for name, x in arrays.items()}
     fit(run.model, (X, Y), None, run.optimizer)
     assert all((arrays[name] == before[name]).all() for name in before)
-
-
-def test_generators_are_found_wherever_they_are():
-    model = nn.Sequential(Noisy(), nn.Sequential(Noisy()))
-    assert [path for path, _ in generators(model)] == ["0.noise", "1.0.noise"]
 
 
 def test_a_state_goes_to_the_device_of_the_model():

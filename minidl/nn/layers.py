@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from minidl import backend
 from minidl import functions as F
 from minidl.errors import ArgumentError, ShapeError
 from minidl.functions.activation import check_activation
@@ -21,6 +22,7 @@ from minidl.kernels import Pair
 from minidl.nn.init import Shape, Source, float_type, he_normal, normal, ones, zeros
 from minidl.nn.module import Module, Parameter
 from minidl.nn.options import Init, count, drawn, number, shown, sizes
+from minidl.nn.part import note
 
 
 class Affine(Module):
@@ -182,12 +184,18 @@ class BatchNorm(Module):
             raise ShapeError("batch_norm: one number a channel has no variance", x=f"{x.shape} (N, C, ...)",
                              hint="Train with larger minibatches (drop a last one of one example), or switch to evaluation: model.eval().")
         y, mean, var = F.batch_norm(x, self.gamma, self.beta, self.eps, activation)
+        note(self, mean.data, var.data, n)
+        return y
+
+    def apply_note(self, mean: Any, var: Any, n: Any) -> None:
+        """Move the running statistics by those of a batch, of n numbers a channel."""
+        device, n = backend.device_of(self.running_mean), int(n)
+        mean, var = backend.asarray(mean, device), backend.asarray(var, device)
         self.steps += 1
         rate = 1 / self.steps if self.momentum is None else self.momentum
         # new arrays, because a graph may still hold the old ones
-        self.running_mean = self.running_mean * (1 - rate) + mean.data * rate
-        self.running_var = self.running_var * (1 - rate) + var.data * (rate * n / (n - 1))
-        return y
+        self.running_mean = self.running_mean * (1 - rate) + mean * rate
+        self.running_var = self.running_var * (1 - rate) + var * (rate * n / (n - 1))
 
     def describe(self) -> str:
         return shown(f"{self.channels}", momentum=(self.momentum, 0.1), eps=(self.eps, 1e-5), activation=(self.activation, None))

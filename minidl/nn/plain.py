@@ -14,6 +14,7 @@ from minidl.kernels import Pair
 from minidl.nn.init import Source
 from minidl.nn.module import Module
 from minidl.nn.options import number, shown, sizes
+from minidl.nn.part import note, present
 
 
 class ReLU(Module):
@@ -179,11 +180,10 @@ class Dropout(Module):
     x: any shape. p: at least 0 and less than 1. generator: draws `seed`, so that layers differ. `seed` and `step`, the number of
     training passes so far, are state: a run that is resumed drops the numbers that it would have dropped. Srivastava et al., JMLR 2014.
 
-    `first_example` is for workers that share a minibatch: the place in it of the first example that this one has.
+    In a part of a minibatch it drops what it would drop of these examples in the whole: see part.py.
     """
 
     buffers = ("seed", "step")
-    first_example: int = 0
 
     def __init__(self, p: float = 0.5, *, generator: Source = None):
         self.p = number("Dropout", "p", p, 0, 1)
@@ -193,10 +193,18 @@ class Dropout(Module):
     def forward(self, x: Any) -> Any:
         if not self.training or self.p == 0:
             return x
-        first = self.first_example * (x.size // max(len(x), 1))
-        y = F.dropout(x, self.p, self.seed, self.step, first=first)
-        self.step += 1
+        part, step, first = present(), self.step, 0
+        if part is not None:
+            step += part.calls(self)
+            if part.count and len(x) % part.count == 0:                 # the first axis is the examples, or positions in them
+                first = part.first * (x.size // part.count)
+        y = F.dropout(x, self.p, self.seed, step, first=first)
+        note(self, step + 1)
         return y
+
+    def apply_note(self, step: Any) -> None:
+        """Go on to a step; all parts of a minibatch name the same ones."""
+        self.step = max(self.step, int(step))
 
     def describe(self) -> str:
         return f"{self.p:g}"

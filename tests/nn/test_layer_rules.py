@@ -177,15 +177,6 @@ class TestDropout:
         layer.eval()(self.X)
         assert layer.step == 0
 
-    def test_workers_that_share_a_minibatch_drop_what_one_alone_would(self):
-        whole = nn.Dropout(generator=0)(self.X)
-        parts = []
-        for first in (0, 10):
-            layer = nn.Dropout(generator=0)
-            layer.first_example = first
-            parts.append(layer(self.X[first:10] if first == 0 else self.X[first:]))
-        np.testing.assert_array_equal(np.concatenate(parts), whole)
-
 
 class TestFused:
     @pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh"])
