@@ -230,7 +230,8 @@ class _Collective(_Request):
         self.meeting = communicator.group.meetings.setdefault(self.number, _Meeting(kind, communicator.rank))
         if self.meeting.kind != kind:
             raise ExchangeError(f"the ranks are not at the same operation: rank {communicator.rank} calls {kind}, "
-                                f"rank {self.meeting.first} called {self.meeting.kind}", hint="All ranks call the collective operations in the same order")
+                                f"rank {self.meeting.first} called {self.meeting.kind}",
+                                hint="All ranks call the collective operations in the same order")
         self.meeting.parts[communicator.rank] = part
         self.what = f"{kind}, collective operation {self.number[1]}"
 
