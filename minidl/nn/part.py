@@ -2,7 +2,7 @@
 
 Who cuts it (`accumulate`, or ranks that share it) says which part a pass is of:
 
-    with Part(first, count, total, index) as part:          # of one forward and backward pass
+    with Part(first, count, total, index, parts) as part:   # of one forward and backward pass
         loss = ...; loss.backward(count / total)
     commit([part.notes, ...])                               # of all parts, in their order, when the minibatch is over
 
@@ -38,12 +38,16 @@ HEAD = 8                # bytes that say how long the description is
 
 @dataclass(eq=False)
 class Part:
-    """A part of a minibatch: count of its total examples, from example `first` on. index: the number of the part, over all ranks."""
+    """A part of a minibatch: count of its total examples, from example `first` on.
+
+    index: the number of the part, of so many parts over all ranks. Some may be empty where a minibatch is small: they count too.
+    """
 
     first: int
     count: int
     total: int
     index: int = 0
+    parts: int = 1
     notes: Notes = field(default_factory=list)
 
     @property
@@ -74,6 +78,12 @@ _present: ContextVar[Part | None] = ContextVar("part", default=None)        # ra
 def present() -> Part | None:
     """The part that this pass is of; None if it has the minibatch to itself."""
     return _present.get()
+
+
+def cut() -> bool:
+    """Whether minibatches are cut: this pass may see a part only, and what others have done with the rest is not known here."""
+    part = present()
+    return part is not None and (part.parts > 1 or part.count < part.total)
 
 
 def note(module: Module, *arrays: Any) -> None:

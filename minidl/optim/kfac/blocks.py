@@ -36,14 +36,16 @@ class Pass:
 
     examples: in the minibatch; None if only each layer's own first axis is known, and the loss is taken to be a mean over it. gain: what
     a gradient is to be multiplied by to be an example's own. gradients: whether these are to be taken in, or inputs alone. nodes: the
-    numbers of the Nodes whose inputs were taken in since the step began. backward: the same for the passes that one backward() runs.
+    numbers of the Nodes whose inputs were taken in since the step began. backward: the number of the backward() that runs it. tally: of the
+    part of the minibatch that it is of.
     """
 
     examples: int | None
     gain: float
     gradients: bool
     nodes: set[int]
-    backward: object
+    backward: int
+    tally: Any = None
 
 
 class Block(ABC):
@@ -75,9 +77,10 @@ class Block(ABC):
     def clear(self) -> None:
         """Forget what was collected and not yet absorbed."""
         self.sums: dict[str, Any] = {}
+        self.earlier: dict[str, Any] = {}       # those of earlier parts of the minibatch
         self.examples: int = 0
         self.rows: int = 0                      # positions at which the layer was applied, over all examples
-        self.counted: object = None             # the backward() whose examples were counted last
+        self.counted: Any = None                # the backward() whose examples were counted last
 
     def due(self, name: str, step: int) -> bool:
         """Whether an average is to be renewed at this step."""
@@ -88,7 +91,7 @@ class Block(ABC):
         own = len(gy)
         fresh = op.order not in shown.nodes
         shown.nodes.add(op.order)
-        if fresh and shown.backward is not self.counted:            # a layer used twice in a graph has not twice as many examples
+        if fresh and shown.backward != self.counted:                # a layer used twice in a graph has not twice as many examples
             self.examples += own if shown.examples is None else shown.examples
             self.counted = shown.backward
         gain = shown.gain * (own if shown.examples is None else 1)
@@ -115,6 +118,17 @@ class Block(ABC):
             self.sums[name] += x
         else:
             self.sums[name] = x
+
+    def settle(self, relative: float) -> None:
+        """A part of the minibatch is over: add its sums to those of the parts before. relative: the weight of its examples."""
+        for name, x in self.sums.items():
+            if relative != 1 and name != "A":           # inputs have no weight
+                x *= relative
+            if name in self.earlier:
+                self.earlier[name] += x
+            else:
+                self.earlier[name] = x
+        self.sums = {}
 
     def divisor(self, name: str) -> float:
         """What a sum is divided by to be a mean."""
@@ -156,8 +170,15 @@ class Block(ABC):
         """Take the inverses, and make whatever else it divides by."""
         self.damping, self.changed = damping, False
 
-    def refine(self, decay: float) -> None:
-        """After `renew`: what can only be learned from the same examples once there is something to divide by."""
+    def unrefined(self) -> bool:
+        """Whether there is something that can only be learned from the same examples after `renew`."""
+        return False
+
+    def squares(self, first: float) -> Any:
+        """What is to be learned: an array, a sum over the examples that were shown here. first: the term of the step's first part."""
+
+    def refine(self, squares: Array, decay: float) -> None:
+        """Learn it. squares: the sum over all examples."""
 
     @abstractmethod
     def directions(self, gradients: Gradients, damping: float) -> Gradients | None:

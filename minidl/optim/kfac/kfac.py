@@ -25,8 +25,10 @@ from minidl.optim.kfac.averages import Timing
 from minidl.optim.kfac.blocks import Block, Settings, wide
 from minidl.optim.kfac.division import INVERSIONS
 from minidl.optim.kfac.inverses import inverted
+from minidl.optim.kfac.places import BLOCK_KINDS
+from minidl.optim.kfac.ranks import Joint, describe
 from minidl.optim.kfac.scale import Prediction, check_name, no_prediction
-from minidl.optim.kfac.statistics import BLOCK_KINDS, FISHERS, Statistics
+from minidl.optim.kfac.statistics import FISHERS, Statistics
 from minidl.optim.optimizer import Optimizer, Parameters, check_numbers, parameters_of, register
 from minidl.optim.schedule import Number, value_at
 from minidl.optim.sgd import SGD
@@ -34,6 +36,7 @@ from minidl.tensor import Tensor, make
 
 SHARINGS = ("expand", "reduce")
 PHASES = ("factors", "inverses", "preconditioning")
+Total = Callable[[list[Array]], list[Array]]
 
 
 @register("kfac")
@@ -82,6 +85,7 @@ class KFAC(Optimizer):
             raise ArgumentError("KFAC: with loss= the model itself is needed, whose output the loss takes", hint="Give the Module.")
         self.damping_scale = 1.0                # Levenberg and Marquardt: what the damping is multiplied by
         self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.total: Total | None = None         # many ranks: see `share`
         self.reports: list[str] = []            # what went wrong and was mended, and what is not covered
         self.told: set[str] = set()             # the parameters without a block that were named
         settings = Settings(inversion, sharing, Timing(factor_interval, warm_up), self._report)
@@ -130,9 +134,9 @@ class KFAC(Optimizer):
     @property
     def plain(self) -> dict[str, str]:
         """The parameters that take the plain gradient, and why. Known after the first step."""
-        known = {**self.statistics.lately, **self.statistics.plain}
+        known = {**self.statistics.places.lately, **self.statistics.places.plain}
         return {path: known.get(path, "not seen on the way to the loss") for path, p in self.parameters.items()
-                if path not in self.statistics.owner and p.requires_grad}
+                if path not in self.statistics.places.owner and p.requires_grad}
 
     # A step
 
@@ -164,7 +168,7 @@ class KFAC(Optimizer):
             factor = levenberg.factor(start, closure, self.parameters, self.blocks.values(), damping, self.statistics.weight)
             self.damping_scale = min(max(self.damping_scale * factor, 1 / levenberg.FARTHEST), levenberg.FARTHEST)
         self.statistics.forget()
-        if len(self.statistics.owner) + len(self.told) < len(self.parameters):
+        if len(self.statistics.places.owner) + len(self.told) < len(self.parameters):
             self._tell()
 
     def _tell(self) -> None:
@@ -180,7 +184,7 @@ class KFAC(Optimizer):
         decay, damping = value_at(self.factor_decay, step), self.present_damping()
         if self.statistics.silent and not self.statistics.term:
             raise no_prediction()
-        shown = [block for block in blocks if block.sums]
+        shown = self.statistics.complete()
         with self._timed("factors"):
             for block in blocks:
                 block.follow(self.parameters[block.name].data)
@@ -197,10 +201,14 @@ class KFAC(Optimizer):
             for block in due:
                 block.renew({side: inverse for (owner, side, _), inverse in zip(items, found) if owner is block}, damping)
         with self._timed("factors"):
+            refined = [block for block in shown if block.unrefined()]
+            squares = [block.squares(self.statistics.term) for block in refined]
+            for block, each in zip(refined, self.total(squares) if squares and self.total is not None else squares):
+                block.refine(each, decay)
             for block in shown:
-                block.refine(decay)
                 block.clear()
-        self.statistics.nodes = set()           # what comes now, in the same step or the next, is counted anew
+        # what comes now, in the same step or the next, is counted anew
+        self.statistics.nodes, self.statistics.before, self.statistics.seen = set(), None, {}
 
     def present_damping(self) -> float:
         """The damping of this step."""
@@ -247,6 +255,26 @@ class KFAC(Optimizer):
         """The learning rate of a parameter in this step."""
         return float(value_at(self.inner.changes[path].get("lr", self.inner.options.get("lr", 1.0)), self.steps))
 
+    # Many ranks
+
+    def share(self, gather: Callable[[bytes], list[bytes]], total: Total, rank: int) -> None:
+        """Bring together what all ranks have seen of a minibatch in this step: to be called by all, before step(), which goes on from there
+        as one process would that had seen all parts, in the order of the ranks: to the bit, if every rank has had one.
+
+        gather: gives everyone's bytes, in the order of the ranks. total: gives the sums of everyone's arrays, added from rank 0 on; step()
+        calls it once more for inversion="ekfac", whose scales can only be found once there is a basis. Nothing is called in a step in which
+        no average is due, and nothing that a checkpoint takes has changed before step().
+        """
+        self.total = total
+        if self.statistics.due():
+            with self._timed("factors"):
+                joint = Joint(self.statistics, gather(self.collected()), rank)
+                joint.take(total(joint.arrays))
+
+    def collected(self) -> bytes:
+        """What this rank has seen in this step, but for the arrays: for everyone's `Joint`."""
+        return describe(self.statistics)
+
     # The state
 
     def state_dict(self) -> dict[str, Any]:
@@ -254,7 +282,7 @@ class KFAC(Optimizer):
         divided by (arrays), and the counters (what JSON can hold). The sampler begins anew each step, from its seed.
         """
         state, settings = self.inner.state_dict(), self.statistics.settings
-        state["kfac"] = {"blocks": [block.description() for block in self.blocks.values()], "plain": dict(self.statistics.plain),
+        state["kfac"] = {"blocks": [block.description() for block in self.blocks.values()], "plain": dict(self.statistics.places.plain),
                          "weight": self.statistics.weight, "full": self.statistics.full,
                          "damping_scale": self.damping_scale, "seed": self.seed,
                          "told": sorted(self.told), "sharing": settings.sharing, "fisher": self.statistics.fisher}
@@ -290,8 +318,9 @@ class KFAC(Optimizer):
             raise CheckpointError(f"load_state_dict: this KFAC and the state do not fit together: {error}",
                                   hint="Nothing was loaded. Is it the state of the same model, made with the same options?") from error
         self.inner.load_state_dict({name: x for name, x in state.items() if name != "kfac" and not name.startswith("kfac.")})
-        self.statistics.take(blocks, plain)
-        self.statistics.weight, self.statistics.full, self.damping_scale = numbers["weight"], numbers["full"], numbers["damping_scale"]
+        self.statistics.forget()
+        self.statistics.places.take(blocks, plain)
+        self.statistics.known, self.damping_scale = (numbers["weight"], numbers["full"]), numbers["damping_scale"]
         self.seed, self.told = seed, told_plain
 
     def close(self) -> None:
@@ -342,9 +371,12 @@ class KFAC(Optimizer):
 
     # What statistics.py asks for
 
-    def _sampler(self) -> np.random.Generator:
-        """A generator for this step's targets. It begins anew each step, from the seed and the number of the step: nothing to be saved."""
-        return np.random.default_rng([self.seed, self.steps])
+    def _sampler(self, *part: int) -> np.random.Generator:
+        """A generator for this step's targets. It begins anew each step, from the seed and the number of the step: nothing to be saved.
+
+        part: the number of a part of the minibatch that has targets of its own.
+        """
+        return np.random.default_rng([self.seed, self.steps, *(number + 1 for number in part)])
 
     def _report(self, text: str) -> None:
         self.reports.append(text)

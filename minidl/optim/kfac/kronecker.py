@@ -128,19 +128,25 @@ class KroneckerBlock(Block):
             left, right = (self.averages[name].value for name in self.sides)
             self.division.find(left, right, damping, self.side_names, self.settings.report)
 
-    def refine(self, decay: float) -> None:
-        if isinstance(self.division, Ekfac) and "curvature" in self.division.arrays and self.shown:
-            squares = self.squares() * (1 / max(self.examples, 1))
-            if bool(backend.of(squares).isfinite(squares).all()):
-                self.refined += 1
-                self.division.rescale(squares, (1 - decay) / (1 - decay ** self.refined) if decay < 1 else 1 / self.refined)
+    def unrefined(self) -> bool:
+        return isinstance(self.division, Ekfac) and "curvature" in self.division.arrays and "G" in self.sums
 
-    def squares(self) -> Array:
+    def squares(self, first: float) -> Array:
         """EKFAC: the sum over the examples shown of (Q_l^T M Q_r)^2, M the example's gradient."""
+        total: Any = None
+        for tally in dict.fromkeys(shown.tally for *_, shown in self.shown):                        # part by part
+            part = self.squares_of([each for each in self.shown if each[3].tally is tally])
+            relative = tally.relative(first)
+            part = part if relative == 1 else part * relative
+            total = part if total is None else total + part
+        return backend.of(self.division.arrays["curvature"]).zeros_like(self.division.arrays["curvature"]) if total is None else total
+
+    def squares_of(self, calls_shown: list[tuple[Array, Array, Any, Pass]]) -> Array:
+        """The same for the calls of one part of the minibatch."""
         bases = [self.division.arrays[side].swapaxes(-1, -2) for side in ("left", "right")]
         total: Any = 0
-        for which in dict.fromkeys((id(shown), len(gy)) for _, gy, _, shown in self.shown):         # pass by pass, all calls together
-            calls = [(x, gy, function) for x, gy, function, shown in self.shown if (id(shown), len(gy)) == which]
+        for which in dict.fromkeys((id(shown), len(gy)) for _, gy, _, shown in calls_shown):        # pass by pass, all calls together
+            calls = [(x, gy, function) for x, gy, function, shown in calls_shown if (id(shown), len(gy)) == which]
             room = max(x[:1].size + gy[:1].size for x, gy, _ in calls) + math.prod(self.division.arrays["curvature"].shape)
             for some in pieces(which[1], room):
                 turned = []
@@ -154,6 +160,12 @@ class KroneckerBlock(Block):
                     m = sum(left @ right.swapaxes(-1, -2) for left, right in turned)
                     total = total + (m * m).sum(axis=0)
         return total
+
+    def refine(self, squares: Array, decay: float) -> None:
+        squares = squares * (1 / max(self.examples, 1))
+        if bool(backend.of(squares).isfinite(squares).all()):
+            self.refined += 1
+            self.division.rescale(squares, (1 - decay) / (1 - decay ** self.refined) if decay < 1 else 1 / self.refined)
 
     def directions(self, gradients: Gradients, damping: float) -> Gradients | None:
         u = self.division.divide(self.matrix(gradients), damping)

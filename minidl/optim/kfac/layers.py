@@ -11,6 +11,7 @@ from minidl import backend, kernels
 from minidl.backend import Array
 from minidl.graph import Node
 from minidl.kernels import Window
+from minidl.nn.part import cut
 from minidl.optim.kfac.averages import norm
 from minidl.optim.kfac.blocks import Gradients, Pass, Settings, wide
 from minidl.optim.kfac.kronecker import KroneckerBlock, pieces
@@ -33,7 +34,7 @@ class AffineBlock(KroneckerBlock):
 
     def observe(self, x: Array, gy: Array, op: Node, shown: Pass, fresh: bool, step: int) -> None:
         super().observe(x, gy, op, shown, fresh, step)
-        self.small = self.inversion == "cholesky" and cheaper(self.positions(gy), x.shape[-1], gy.shape[-1])
+        self.small = self.inversion == "cholesky" and not cut() and cheaper(self.positions(gy), x.shape[-1], gy.shape[-1])
 
     def wants(self) -> bool:
         return self.small
@@ -54,7 +55,7 @@ class AffineBlock(KroneckerBlock):
 
     # The gradient is X^T Gy, X with a 1 at the end of each row. So A^-1 (X^T Gy) G^-1 = (X A^-1)^T (Gy G^-1), which takes fewer
     # multiplications where there are fewer rows than inputs and outputs. It is right only as long as nobody has changed the gradient:
-    # clipped it, say, or added another process's. That is looked at along one random direction.
+    # clipped it, say. That is looked at along one random direction. Where minibatches are cut the rows of other parts are elsewhere.
     def unchanged(self, x: Array, gy: Array, gradients: Gradients) -> bool:
         """Whether the gradients are what comes from these rows."""
         xp = backend.of(x)

@@ -5,40 +5,52 @@
     empirical   none: the gradients of the ordinary pass, at the targets of the data. Cheap, and not the Fisher matrix (Kunstner, Balles
                 and Hennig, arXiv:1905.12558)
 
-Passes of its own compute no gradient by a parameter. Which layer a parameter belongs to is found out by looking: whatever is used by a
-layer that layers.py or units.py knows has a block there; a parameter that is used otherwise, or in two ways, has none, and is named.
+Passes of its own compute no gradient by a parameter. Which layer a parameter belongs to is found out by looking: see places.py.
+
+Where a minibatch goes through in parts (nn/part.py), the sums of each part are made for themselves and then added, in the order of the
+parts: so the bits are the same where the parts are on different ranks. How these tell each other what they have seen is in ranks.py.
 """
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from minidl.autograd import observe
 from minidl.backend import Array
-from minidl.functions.convolution import Conv2d
-from minidl.functions.linear import Affine, Embedding
-from minidl.functions.normalization import BatchNorm, BatchNormInference, LayerNorm
-from minidl.graph import Function, Node
+from minidl.functions.linear import Affine
+from minidl.graph import Node
+from minidl.nn.part import Part, cut, present
 from minidl.optim.kfac.blocks import Block, Pass, Settings
-from minidl.optim.kfac.kronecker import KroneckerBlock
-from minidl.optim.kfac.layers import AffineBlock, Conv2dBlock, EmbeddingBlock
+from minidl.optim.kfac.places import BLOCK_KINDS, Places, Sighting, sighting
 from minidl.optim.kfac.scale import read, unit
-from minidl.optim.kfac.units import BatchNormBlock, LayerNormBlock
 from minidl.tensor import Tensor
 from minidl.walk import reached
 from minidl.watchers import Handle
 
 FISHERS = ("sampled", "empirical", "exact")
-BLOCKS: dict[type[Function], type[Block]] = {           # by the operation; those with a fused activation are subclasses of it
-    Affine: AffineBlock, Conv2d: Conv2dBlock, Embedding: EmbeddingBlock, BatchNorm: BatchNormBlock, BatchNormInference: BatchNormBlock,
-    LayerNorm: LayerNormBlock,
-}
-BLOCK_KINDS = {block.kind: block for block in BLOCKS.values()}
+
+
+@dataclass(eq=False)
+class Tally:
+    """What the passes of one part of a minibatch say of their loss: see scale.py."""
+
+    weight: float = 1.0             # of all its examples in the loss of the step
+    full: float = 1.0               # and in a mean over them
+    term: float = 0.0               # the weight of a term of the heaviest loss in its first pass; 0 if there was none
+    silent: bool = False            # whether a pass said nothing
+    unknown: bool = False           # whether there was a loss of which nothing is known
+
+    def relative(self, first: float) -> float:
+        """The weight of its terms beside that of the first part's: 1 but for rounding, if the loss is a mean."""
+        ratio = self.term / first if self.term and first else 1.0
+        return 1.0 if abs(ratio - 1) < 1e-6 else ratio
 
 
 class Statistics:
@@ -49,27 +61,66 @@ class Statistics:
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], fisher: str, name: str | None, settings: Settings,
-                 generator: Callable[[], np.random.Generator], step: Callable[[], int],
+                 generator: Callable[..., np.random.Generator], step: Callable[[], int],
                  timed: Callable[[str], AbstractContextManager[None]]):
         self.fisher, self.name, self.settings = fisher, name, settings
         self.generator, self.step, self.timed = generator, step, timed
         self.parameters = parameters
         self.paths = {id(p): path for path, p in parameters.items()}
-        self.blocks: dict[str, Block] = {}              # by the path of their first parameter
-        self.owner: dict[str, Block] = {}               # by the path of any
-        self.plain: dict[str, str] = {}                 # the parameters that can have no block, and why
-        self.lately: dict[str, str] = {}                # those that had none when they were last seen, and why
-        self.weight, self.full = 1.0, 1.0               # of all examples in the loss of a step, and in a mean over them: see scale.py
-        self.term = 0.0                                 # the weight of a term of the heaviest loss in this step's first pass
+        self.places = Places()
+        self.before: Places | None = None               # as they were when this step began
+        self.seen: dict[str, tuple[Sighting, int]] = {}         # in this step, with the number of the pass
+        self.known = (1.0, 1.0)                         # weight and full of the last step that said anything
+        self.tallies: list[Tally] = []                  # of this step's parts; the last one is the present one's
+        self.part: Part | None = None                   # the part that it is of
         self.nodes: set[int] = set()                    # the numbers of the Nodes that were seen in this step
-        self.sampler: np.random.Generator | None = None         # of this step's targets
-        self.unknown = False                            # whether there was a loss of which nothing is known
-        self.silent = False                             # whether a pass of this step said nothing
+        self.sampler: np.random.Generator | Rows | None = None  # of this part's targets
+        self.reported = False                           # whether it was told that the loss is unknown
+        self.backwards = 0                              # how many passes there were
+        self.scores: bool | None = None                 # whether this step takes gradients in, once that is decided
         self.collecting: Pass | None = None             # the pass that is looked at, if statistics are taken in it
         self.ordinary = False                           # whether it is the one that computes the gradient
         self.below: set[int] | None = None              # the numbers of the Nodes that count in it; None if all do
         self.latest = -1                                # the number of the Node that was shown last
         self.eye = Eye(self, parameters.values())
+
+    @property
+    def blocks(self) -> dict[str, Block]:
+        """By the path of their first parameter."""
+        return self.places.blocks
+
+    # What the losses of this step weigh
+
+    @property
+    def weight(self) -> float:
+        """Of all examples in the loss of a step."""
+        return self._weights()[0]
+
+    @property
+    def full(self) -> float:
+        """And in a mean over them."""
+        return self._weights()[1]
+
+    def _weights(self) -> tuple[float, float]:
+        if any(tally.unknown for tally in self.tallies):
+            return 1.0, 1.0
+        told = [tally for tally in self.tallies if tally.term]
+        return (math.fsum(tally.weight for tally in told), told[0].full) if told else self.known
+
+    @property
+    def unit(self) -> float:
+        """What the gradient of a step is divided by."""
+        return unit(*self._weights())
+
+    @property
+    def term(self) -> float:
+        """The weight of a term of the heaviest loss in the step's first pass."""
+        return next((tally.term for tally in self.tallies if tally.term), 0.0)
+
+    @property
+    def silent(self) -> bool:
+        """Whether a pass of this step said nothing."""
+        return any(tally.silent for tally in self.tallies)
 
     # What a backward pass asks of an observer
 
@@ -90,11 +141,6 @@ class Statistics:
         self.ordinary, self.latest = True, -1
         return self.collecting is not None or any(block.wants() for block in self.blocks.values())
 
-    @property
-    def unit(self) -> float:
-        """What the gradient of a step is divided by."""
-        return unit(self.weight, self.full)
-
     def begin(self, loss: Tensor, seed: Array) -> None:
         """Find out what the pass is about, and run those that must come before it."""
         self.collecting = self.below = None
@@ -102,39 +148,72 @@ class Statistics:
             self.forget()
         if not self.due():
             return
+        tally = self.enter(present())
+        self.backwards += 1
         reading = read(loss, seed, self.name)
-        backward = object()
         if reading is None:
-            if not self.unknown:
+            if not self.reported:
                 self.settings.report("the loss has no known distribution, so the empirical Fisher is used, as for a mean; "
                                      "name it with loss=")
-            self.unknown, self.weight, self.full = True, 1.0, 1.0
-            self.collecting = Pass(None, 1 / max(abs(float(seed.sum())), 1e-30), True, self.nodes, backward)
+            self.reported = tally.unknown = True
+            self.collecting = Pass(None, 1 / max(abs(float(seed.sum())), 1e-30), True, self.nodes, self.backwards, tally)
             return
-        self.silent = self.silent or not reading.parts
+        tally.silent = tally.silent or not reading.parts
         if not reading.parts:
             return
         roots = [(part.logits.node, part.logits.index) for part in reading.parts if part.logits.node is not None]
         below = {node.order for node in reached(roots)}
-        relative = 1.0 if not self.term else reading.weight / reading.examples / self.term
-        if not self.term:
-            self.weight, self.full = reading.weight, reading.full
+        relative = 1.0 if not tally.term else reading.weight / reading.examples / tally.term
+        if not tally.term:
+            tally.weight, tally.full = reading.weight, reading.full
         elif not below & self.nodes:                    # another part of the minibatch, and not another loss of the same one
-            self.weight += reading.weight
-        self.term = self.term or reading.weight / reading.examples
-        if self.fisher == "empirical" or not self.due("G", "F"):
+            tally.weight += reading.weight
+        tally.term = tally.term or reading.weight / reading.examples
+        if self.part is None or self.scores is None:    # parts decide alike, also those after one that has found a new layer
+            self.scores = self.due("G", "F")
+        if self.fisher == "empirical" or not self.scores:
             self.below = below
-            self.collecting = Pass(reading.examples, reading.gain * relative ** 0.5, self.fisher == "empirical", self.nodes, backward)
+            self.collecting = Pass(reading.examples, reading.gain * relative ** 0.5, self.fisher == "empirical", self.nodes,
+                                   self.backwards, tally)
             return
-        shown = Pass(reading.examples, 1.0, True, self.nodes, backward)
+        shown = Pass(reading.examples, 1.0, True, self.nodes, self.backwards, tally)
         if self.fisher == "sampled":
-            self.sampler = self.sampler or self.generator()
-            scores = [part.likelihood.sampled(part.logits.data, self.sampler) * (part.root * relative ** 0.5) for part in reading.parts]
+            sampler: Any = self.sampler or self.sampler_of(self.part)
+            self.sampler = sampler
+            scores = [part.likelihood.sampled(part.logits.data, sampler) * (part.root * relative ** 0.5) for part in reading.parts]
             self.own_pass([part.logits for part in reading.parts], scores, shown)
         else:
             for part in reading.parts:
                 for root in part.likelihood.roots(part.logits.data):
                     self.own_pass([part.logits], [root * (part.root * relative ** 0.5)], replace(shown))
+
+    def enter(self, part: Part | None) -> Tally:
+        """The Tally of a part of the minibatch: a new one if the last pass was of another part, whose sums are then complete."""
+        if self.tallies and part is self.part:
+            return self.tallies[-1]
+        self.before = self.before or self.places.copy()
+        self.settle()
+        self.part, self.sampler = part, None
+        self.tallies.append(Tally())
+        return self.tallies[-1]
+
+    def settle(self) -> None:
+        """The sums of a part are complete: add them to those of the parts before."""
+        if self.tallies:
+            relative = self.tallies[-1].relative(self.term)
+            for block in self.blocks.values():
+                block.settle(relative)
+
+    def complete(self) -> list[Block]:
+        """The last part is over too: gives the blocks that have collected something, with the sums of all parts."""
+        self.settle()
+        for block in self.blocks.values():
+            block.sums, block.earlier = block.earlier, {}
+        return [block for block in self.blocks.values() if block.sums]
+
+    def sampler_of(self, part: Part | None) -> np.random.Generator | Rows:
+        """What draws a part's targets: those that the whole minibatch would have."""
+        return self.generator() if part is None else Rows(self.generator, part)
 
     def close(self) -> None:
         """Be shown nothing any more."""
@@ -142,10 +221,14 @@ class Statistics:
 
     def forget(self) -> None:
         """A step is over, or will not be made."""
-        self.nodes, self.term, self.silent, self.sampler = set(), 0.0, False, None
-        for block in self.blocks.values():
-            block.clear()
-            block.forget()
+        self.known = self._weights()
+        self.tallies, self.part, self.nodes, self.sampler, self.scores = [], None, set(), None, None
+        for places in (self.places, self.before or self.places):
+            for block in places.blocks.values():
+                block.clear()
+                block.forget()
+        self.places = self.before or self.places        # what was seen in a step that is not made was not seen
+        self.before, self.seen = None, {}
 
     def own_pass(self, logits: list[Tensor], scores: list[Array], shown: Pass) -> None:
         """One of them."""
@@ -165,8 +248,8 @@ class Statistics:
             if block is not None:
                 with self.timed("factors") if self.ordinary else nullcontext():             # the time of passes of its own is counted
                     block.collect(x, gy, op, self.collecting, self.step())
-        if self.ordinary:
-            block = self.owner.get(self.leaves(op).get("w", ""))
+        if self.ordinary and not cut():
+            block = self.places.owner.get(self.leaves(op).get("w", ""))
             if block is not None and block.wants() and isinstance(op.function, Affine):
                 block.remember(x, gy)
 
@@ -179,50 +262,35 @@ class Statistics:
 
     def block_of(self, op: Node, shown: Pass) -> Block | None:
         """The block of a layer, made if it is seen for the first time; None if it has none."""
-        leaves = self.leaves(op)
-        kind = next((block for function, block in BLOCKS.items() if isinstance(op.function, function)), None)
-        if kind is not None and issubclass(kind, KroneckerBlock) and "w" not in leaves:
-            self.lately.update(dict.fromkeys(leaves.values(), "the weights beside it are not learned"))
-            return None
-        if kind is None or not set(leaves) <= set(kind.roles):
-            why = f"used by {op.name}"
-        elif any(path in self.plain for path in leaves.values()):
-            why = "shared with another operation"
-        else:
-            options = kind.read(op)
-            owners = list({id(owner): owner for path in leaves.values() if (owner := self.owner.get(path)) is not None}.values())
-            alike = all((owner.kind, owner.options) == (kind.kind, options) for owner in owners)
-            if len(owners) == 1 and alike and owners[0].paths == leaves:
-                return owners[0]
-            if not owners or (len(owners) == 1 and alike and owners[0].counted is not shown.backward):
-                for owner in owners:                    # a parameter was frozen or freed since the last pass: the layer begins anew
-                    self.remove(owner)
-                return self.add(kind(leaves, options, self.settings))
-            why = "shared between layers of different kinds"
-        for path in leaves.values():
-            if path in self.owner:
-                self.plain.update(dict.fromkeys(self.remove(self.owner[path]), why))
-            self.plain.setdefault(path, why)
-        return None
+        seen = sighting(op, self.leaves(op))
+        self.seen.setdefault(f"{seen} {shown.backward}", (seen, shown.backward))
+        return self.places.place(seen, shown.backward, self.make)
 
-    def add(self, block: Block) -> Block:
-        """Take a new block in."""
-        self.blocks[block.name] = block
-        self.owner.update(dict.fromkeys(block.paths.values(), block))
-        return block
+    def make(self, seen: Sighting) -> Block:
+        """A new block."""
+        return BLOCK_KINDS[seen.kind or ""](seen.leaves, seen.options, self.settings)
 
-    def take(self, blocks: Iterable[Block], plain: Mapping[str, str]) -> None:
-        """Go back to these blocks and no others."""
-        self.blocks, self.owner, self.plain = {}, {}, dict(plain)
-        for block in blocks:
-            self.add(block)
 
-    def remove(self, block: Block) -> list[str]:
-        """Forget a block; gives the paths of its parameters."""
-        self.blocks.pop(block.name)
-        for path in block.paths.values():
-            self.owner.pop(path)
-        return list(block.paths.values())
+class Rows:
+    """Draws, for a part of a minibatch, what a generator would draw for its examples in the whole, wherever the others are."""
+
+    def __init__(self, generator: Callable[..., np.random.Generator], part: Part):
+        self.generator, self.part, self.whole = generator, part, generator()
+
+    def random(self, size: int, dtype: Any) -> np.ndarray:
+        """As numpy.random.Generator.random."""
+        return self.rows("random", size, dtype)
+
+    def standard_normal(self, size: int, dtype: Any) -> np.ndarray:
+        """As numpy.random.Generator.standard_normal."""
+        return self.rows("standard_normal", size, dtype)
+
+    def rows(self, what: str, size: int, dtype: Any) -> np.ndarray:
+        part = self.part
+        if not part.count or size % part.count:         # there are not so many numbers for each example: the part has its own
+            return getattr(self.generator(part.index), what)(size, dtype=dtype)
+        each = size // part.count
+        return getattr(self.whole, what)(part.total * each, dtype=dtype)[part.first * each:part.first * each + size]
 
 
 class Eye:
