@@ -125,7 +125,7 @@ class Half(Codec):
 
         parcel      n halves, then the power as int16
 
-    The largest magnitude m of the run comes to lie in [2^14, 2^15). Errors are at most 2^-11 |x|, or 2^-40 m where that is more.
+    The largest magnitude m of the run comes to lie in [2^14, 2^15). Errors are at most 2^-11 |x|, or 2^-39 m where that is more.
     The halves are made by whole-number arithmetic: NumPy's own conversion takes ten times as long. Scaling as in Micikevicius et al.,
     Mixed precision training, ICLR 2018.
     """
@@ -208,7 +208,7 @@ class Int8(Codec):
         np.abs(x, out=y[:n])
         info = np.finfo(work)
         scale = rows.max(axis=1)
-        scale += scale * 0                                  # infinity becomes NaN
+        scale[np.isinf(scale)] = np.nan
         scale /= 127
         np.clip(scale, info.smallest_normal, info.max / 127 * (1 - info.eps), out=scale)       # 127 scales, and 1 / scale, are finite
         scales[:] = scale
@@ -275,7 +275,7 @@ class TopK(Codec):
         self.add(parcel, out)
 
     def add(self, parcel: np.ndarray, into: np.ndarray) -> None:
-        values, indices = self.parts(parcel, len(into), into.dtype)
+        values, indices = self.parts(self.fitting(parcel, into), len(into), into.dtype)
         if len(values) and np.isnan(values[0]):
             into.fill(np.nan)
         else:

@@ -96,7 +96,7 @@ def test_a_half_rounds_to_nearest_and_ties_to_even():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_error_of_fp16(dtype, data):
     x = data.draw(numbers(dtype))
     y = there_and_back("fp16", x)
@@ -104,7 +104,7 @@ def test_error_of_fp16(dtype, data):
     top = float(np.finfo(dtype).max)
     with np.errstate(over="ignore"):
         error = np.abs(x.astype(np.longdouble) - y)
-    least = max(m * 2.0 ** -40, float(np.finfo(dtype).smallest_subnormal) / 2)
+    least = max(m * 2.0 ** -39, float(np.finfo(dtype).smallest_subnormal) / 2)
     slack = 2 if m > top * (1 - 2.0 ** -12) else 1 + 1e-9           # the very largest are not rounded up to infinity, but down
     assert np.isfinite(y).all()
     assert (error <= np.maximum(np.abs(x).astype(np.longdouble) * 2.0 ** -11, least) * slack).all()
@@ -112,7 +112,7 @@ def test_error_of_fp16(dtype, data):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_error_of_int8(dtype, data):
     x = data.draw(numbers(dtype))
     y = there_and_back("int8", x)
@@ -141,7 +141,7 @@ def largest(x, k):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @given(data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_topk_takes_the_largest_and_the_first_of_equal_ones(dtype, data):
     x = data.draw(numbers(dtype))
     for text, fraction in [("topk:0.01", 0.01), ("topk:0.3", 0.3)]:
@@ -185,9 +185,10 @@ def test_what_is_not_finite_arrives_as_nan(text, dtype, at, bad):
 
 @pytest.mark.parametrize("text", LOSSY)
 @given(x=numbers(finite=False))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_nothing_that_is_not_finite_looks_sound(text, x):
-    y = there_and_back(text, x)
+    with np.errstate(over="raise", invalid="raise", divide="raise"):            # it is said elsewhere, and not once a rank and chunk
+        y = there_and_back(text, x)
     assert np.isnan(y[~np.isfinite(x)]).all() and not np.isinf(y).any()
 
 
@@ -260,6 +261,8 @@ def test_runs_that_cannot_be_compressed(text):
         codec(text).decode(np.zeros(5, np.uint8), np.zeros(4, np.float32))
     with pytest.raises(ExchangeError, match="a parcel of 4 numbers"):
         codec(text).encode(np.zeros(4, np.float32), np.zeros(3, np.uint8))
+    with pytest.raises(ExchangeError, match="a parcel of 4 numbers"):
+        codec(text).add(np.zeros(3, np.uint8), np.zeros(4, np.float32))
 
 
 # Error feedback
