@@ -1,0 +1,281 @@
+"""A job: ranks under mpiexec that are started, listened to, judged, and ended without a trace.
+
+The ranks say themselves how they ended (ending.py), and that decides: mpiexec may hang after a failure, may return 0 when a whole host
+has died, and counts a rank that was lost and replaced as a failure. Everything that is printed passes through here; what mpiexec adds
+to a failure that is known is left out. The words of mpiexec's command line are launch_command.py's business.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from minidl.parallel import launch_sweep
+from minidl.parallel.ending import MARK, VARIABLE
+from minidl.parallel.quiet import COLUMNS
+
+GRACE = 5.0                 # seconds for processes to end by themselves when the work is done
+FAILURE = 1.0               # seconds for them to end when a rank has failed
+ORDER = 0.4                 # seconds that mpiexec gets to end them in good order, before all are killed
+LOOK = 0.1                  # seconds between two looks at the clock
+CLOSED, TOO_LONG = 141, 124                 # exit statuses, as of a shell's commands: nobody reads the output; the time is over
+MEMORY = Path("/dev/shm")
+
+
+@dataclass
+class Outcome:
+    """How a job ended: the exit status, and a sentence about it where nobody else has told."""
+
+    status: int
+    words: str = ""
+
+
+def launch(command: Sequence[str], alone: bool = True, timeout: float | None = None) -> Outcome:
+    """Run ranks to their end, with the command line of mpiexec that starts them.
+
+    alone: all of them are on this host. timeout: seconds after which all are ended. Ctrl-C, SIGTERM and SIGHUP ask the ranks to stop
+    after their minibatch; a second one ends them at once. Whatever happens, no process of the job is left on this host.
+    """
+    job = Job(command, alone, timeout)
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:           # as nohup wants it
+            before[number] = signal.signal(number, lambda number, frame: job.signals.append(number))
+    try:
+        job.start()
+        try:
+            job.watch()
+        finally:
+            job.end()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return job.outcome()
+
+
+class Job:
+    """What is known of the ranks, and the processes that they are."""
+
+    def __init__(self, command: Sequence[str], alone: bool, timeout: float | None):
+        self.command = list(command)
+        self.alone = alone
+        self.name = secrets.token_hex(8)
+        self.errors = Errors()
+        self.signals: list[int] = []            # that have come
+        self.forwarded = False
+        self.closed = False                     # nobody reads what is printed
+        self.timeout = timeout
+        self.until = float("inf")               # then everything is ended
+        self.streams = selectors.DefaultSelector()
+
+    # Beginning
+
+    def start(self) -> None:
+        """Start mpiexec, in a session of its own where the terminal's Ctrl-C does not reach it, and the keeper."""
+        self.folder = make_folder()
+        self.keeper = subprocess.Popen([sys.executable, "-I", "-S", launch_sweep.__file__, self.name, self.folder], stdin=subprocess.PIPE,
+                                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        added = {VARIABLE: self.name, **looks()}
+        places = {"PRTE_MCA_prte_local_tmpdir_base": self.folder}
+        if self.alone and self.folder.startswith(str(MEMORY)):
+            places["OMPI_MCA_btl_sm_backing_directory"] = self.folder
+        words = [self.command[0], *(word for name in added for word in ("-x", name)), *self.command[1:]]
+        self.began = time.monotonic()
+        if self.timeout is not None:
+            self.until = self.began + self.timeout
+        self.mpiexec = subprocess.Popen(words, env={**os.environ, **places, **added}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                        stderr=subprocess.PIPE, start_new_session=True, preexec_fn=end_with_launch())
+        assert self.mpiexec.stdout and self.mpiexec.stderr
+        self.streams.register(self.mpiexec.stdout, selectors.EVENT_READ, 1)
+        self.streams.register(self.mpiexec.stderr, selectors.EVENT_READ, 2)
+
+    # Meanwhile
+
+    def watch(self) -> None:
+        """Pass on what is printed and the signals that come, until all have ended or have had their time."""
+        while self.streams.get_map() and time.monotonic() < self.until and len(self.signals) < 2 and not self.closed:
+            self.listen(LOOK)
+            if self.signals and not self.forwarded:
+                self.forwarded = True
+                # mpiexec passes these two on, to other hosts too; INT and TERM it would take for itself
+                self.signal(signal.SIGUSR1 if self.signals[0] == signal.SIGINT else signal.SIGUSR2)
+            if self.errors.failed or self.errors.left:
+                self.within(FAILURE)
+            elif self.errors.finished is not None:
+                self.within(GRACE)
+            if self.mpiexec.poll() is not None:
+                self.within(ORDER)              # for what is still in the pipes
+
+    def within(self, seconds: float) -> None:
+        """End everything in so many seconds, if that is not to happen earlier."""
+        self.until = min(self.until, time.monotonic() + seconds)
+
+    def listen(self, seconds: float) -> None:
+        """Pass on what is printed; wait for it no longer than that."""
+        for key, _ in self.streams.select(seconds):
+            content = os.read(key.fd, 1 << 16)
+            if not content:
+                self.streams.unregister(key.fileobj)
+            if key.data == 2:
+                content = self.errors.take(content, last=not content)
+            try:
+                while content:
+                    content = content[os.write(key.data, content):]
+            except BlockingIOError:             # a terminal that others have set so
+                time.sleep(LOOK)
+            except OSError:
+                self.closed = True
+
+    def signal(self, number: int) -> None:
+        """Send mpiexec a signal, if it is there."""
+        if self.mpiexec.poll() is None:
+            self.mpiexec.send_signal(number)
+
+    # The end
+
+    def end(self) -> None:
+        """End what is still there, and remove what it leaves."""
+        if not hasattr(self, "mpiexec"):
+            self.keeper_done()
+            return
+        if self.mpiexec.poll() is None:
+            self.errors.ending = True
+            self.signal(signal.SIGTERM)
+            until = time.monotonic() + ORDER
+            while self.mpiexec.poll() is None and time.monotonic() < until:
+                self.listen(0.02) if self.streams.get_map() else time.sleep(0.02)
+        if self.mpiexec.poll() is None:
+            self.mpiexec.kill()
+        self.mpiexec.wait()
+        launch_sweep.sweep(self.name, self.folder)
+        until = time.monotonic() + ORDER
+        while self.streams.get_map() and not self.closed and time.monotonic() < until:
+            self.listen(LOOK)
+        self.streams.close()
+        self.keeper_done()
+
+    def keeper_done(self) -> None:
+        """Nothing is left to keep."""
+        with suppress(OSError):
+            self.keeper.communicate(b"well")
+
+    def outcome(self) -> Outcome:
+        """The judgement."""
+        errors = self.errors
+        if errors.failed or errors.left:
+            return Outcome((errors.failed or errors.left)[0][1] or 1)
+        if errors.finished is not None and len(self.signals) < 2:
+            return Outcome(128 + self.signals[0] if self.signals and errors.finished > 128 else errors.finished)
+        if self.signals:
+            return Outcome(128 + self.signals[0], "Stopped at once." if len(self.signals) > 1 else "Stopped before it had begun.")
+        if self.closed:
+            return Outcome(CLOSED)
+        if self.timeout is not None and time.monotonic() >= self.began + self.timeout:
+            return Outcome(TOO_LONG, f"All processes were ended after {self.timeout:g} s.")
+        status = self.mpiexec.returncode
+        if errors.lost:
+            return Outcome(errors.lost[0][1], "; ".join(text for text, _ in errors.lost))
+        if status < 0:
+            return Outcome(128 - status, f"mpiexec was ended by signal {-status} ({name(-status)}) before the work was done.")
+        return Outcome(status or 1, f"mpiexec has ended, with status {status}, before the work was done.")
+
+
+@dataclass
+class Errors:
+    """The stderr of the ranks and of mpiexec, as it comes in: what is meant for launch is taken out."""
+
+    failed: list[tuple[int, int]] = field(default_factory=list)         # rank and exit status, as they say themselves
+    left: list[tuple[int, int]] = field(default_factory=list)           # the same, of those that ended with a status of their own
+    lost: list[tuple[str, int]] = field(default_factory=list)           # what mpiexec says of ranks that said nothing; the exit status
+    finished: int | None = None                                         # the status of the job
+    ending: bool = False                                                # launch is ending the ranks: mpiexec need not say so
+    waiting: bytes = b""                                                # the beginning of something that may not be for others
+
+    REPORT = re.compile(re.escape(MARK.encode()) + rb"(finished|failed|left) (\d+) (\d+)\n")
+    WARNING = re.compile(rb"^\[warn\] Epoll [^\n]*\n", re.MULTILINE)        # of mpiexec's library for events: a rank has closed its end
+    # mpiexec's own words stand between two lines of dashes
+    BLOCK = re.compile(rb"^-{74}\n(.*?)^-{74}\n", re.DOTALL | re.MULTILINE)
+    OPEN = re.compile(rb"\x1e[^\n]{0,40}\Z|^-{1,74}\Z|^-{74}\n(?:(?!^-{74}\n).)*\Z", re.DOTALL | re.MULTILINE)
+
+    def take(self, content: bytes, last: bool = False) -> bytes:
+        """Take in what has come; gives what is to be shown of it. last: nothing more will come."""
+        told = bool(self.failed)
+        content = self.WARNING.sub(b"", self.waiting + content).replace(b"\0", b"")
+        content = self.BLOCK.sub(self.block, self.REPORT.sub(self.report, content))
+        if self.failed:                             # it has been told; what others say now is what came of it
+            content, _, _ = (b"" if told else content).partition(MARK.encode())
+        rest = None if last else self.OPEN.search(content)
+        at = len(content) if rest is None or len(content) - rest.start() > 4096 else rest.start()
+        self.waiting = content[at:]
+        return content[:at]
+
+    def report(self, match: re.Match[bytes]) -> bytes:
+        """What a rank says of its end."""
+        word, rank, status = match[1], int(match[2]), int(match[3])
+        if word == b"finished":
+            self.finished = status
+        elif word == b"left":
+            self.left.append((rank, status))
+        else:
+            self.failed.append((rank, status))
+            return MARK.encode() if len(self.failed) == 1 else b""
+        return b""
+
+    def block(self, match: re.Match[bytes]) -> bytes:
+        """What mpiexec says; nothing is shown of what is known already, or said better."""
+        text = " ".join(match[1].decode(errors="replace").split())
+        if found := re.search(r"process rank (\d+) with PID \d+ on node (\S+) exited on signal (\d+)", text):
+            number = int(found[3])
+            self.lost.append((f"Rank {found[1]} on {found[2]} was ended by signal {number} ({name(number)})", 128 + number))
+        elif found := re.search(r"exited with non-zero status.*Process name: \[.*,(\d+)\] Exit code: (\d+)", text):
+            self.lost.append((f"Rank {found[1]} has ended with status {found[2]} before the work was done", int(found[2])))
+        elif not ("MPI_ABORT was invoked" in text or "prterun has exited due to process" in text or self.ending):
+            return match[0]
+        return b""
+
+
+def name(number: int) -> str:
+    """SIGKILL for 9."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown here"
+
+
+def make_folder() -> str:
+    """A folder for what Open MPI keeps in files during a job, in memory where that can be."""
+    shared = MEMORY.is_dir() and os.access(MEMORY, os.W_OK)
+    return tempfile.mkdtemp(prefix="minidl-", dir=MEMORY if shared else None)
+
+
+def looks() -> dict[str, str]:
+    """For the ranks: how wide the terminal is that launch prints to, and whether it knows colours."""
+    try:
+        found = {COLUMNS: str(os.get_terminal_size(1).columns or 80)}
+    except OSError:
+        return {COLUMNS: "0"}
+    if os.isatty(2) and "NO_COLOR" not in os.environ:
+        found["FORCE_COLOR"] = "1"
+    return found
+
+
+def end_with_launch() -> Any:
+    """To be done in a child before it becomes mpiexec: let the kernel tell it when launch has died. None where there is no such thing."""
+    if not sys.platform.startswith("linux"):
+        return None
+    import ctypes
+
+    library = ctypes.CDLL(None)
+    return lambda: library.prctl(1, signal.SIGTERM, 0, 0, 0)                # PR_SET_PDEATHSIG
