@@ -45,7 +45,7 @@ from minidl.errors import (
 from minidl.modes import Mode, check_finite, checksum, line_of_caller, mode
 from minidl.plan import Plan
 from minidl.tensor import Tensor, make
-from minidl.watchers import Watchers
+from minidl.watchers import Watchers, arriving
 
 PASSING = frozenset({*backend.SCALARS, type(None)})     # arguments that have no device and go through as they are
 
@@ -87,6 +87,8 @@ class Function:
         for i, x in enumerate(xs):
             if isinstance(x, Tensor):
                 tensors = True
+                if arriving and (wait := arriving.get(id(x))) is not None:
+                    wait()                                  # for a weight that is on its way: see watchers.py
                 if x._requires_grad:
                     wanted |= 1 << i
                 x = x._data

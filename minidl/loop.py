@@ -12,18 +12,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minidl import backend, memory, optim
+from minidl import backend, memory
 from minidl import functions as F
 from minidl.autograd import no_grad
 from minidl.backend import Array
 from minidl.data import Loader
-from minidl.data.loader import share
 from minidl.data.transforms import whole
-from minidl.errors import GraphError, NumericsError
+from minidl.errors import GraphError, NumericsError, RankLost
 from minidl.nn import Module
-from minidl.nn.part import Part, commit
 from minidl.nn.streams import Streams
 from minidl.optim import Optimizer
+from minidl.parallel.team import Alone, Facts
 from minidl.run import Run
 from minidl.tensor import Tensor
 
@@ -71,13 +70,14 @@ class Callback:
 
 def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int = 1, callbacks: Sequence[Callback] = (), *,
         objective: Objective | None = None, accumulate: int = 1, clip: float | None = None,
-        resume: tuple[dict[str, Array], dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+        resume: tuple[dict[str, Array], dict[str, Any]] | None = None, team: Alone | None = None) -> list[dict[str, Any]]:
     """Train a model, and give the metrics of every epoch.
 
     train, test: a Loader, a Dataset, or a pair of arrays (x, y); test may be None. epochs: passes over the training data.
     objective: what is learned; `classification()` unless given. accumulate: each minibatch goes through the model in so many parts,
     whose gradients are added, to save memory. clip: the largest norm that the gradient may have.
-    resume: arrays and rest of a checkpoint (`Run.state`), to go on from there.
+    resume: arrays and rest of a checkpoint (`Run.state`), to go on from there; of many ranks, rank 0's counts.
+    team: the other processes that train this model (parallel.Team); each calls fit, and takes its part of every minibatch.
     The metrics are epoch, train_loss, train_accuracy, test_loss, test_accuracy (None where there is no such thing), seconds (of the
     training part), images_per_second, and of an optimizer that counts phases their seconds, as in factors_seconds. NumericsError, naming
     the step, as soon as the loss is not finite: before the update.
@@ -90,62 +90,66 @@ def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int 
     (2, True)
     """
     epochs, accumulate = whole("fit", "epochs", epochs, 0), whole("fit", "accumulate", accumulate, 1)
-    objective = objective or classification()
-    run = Run(model, optimizer, train if isinstance(train, Loader) else Loader(train), epochs, right=0 if objective.right else None)
-    if resume is not None:
+    objective, team = objective or classification(), team or Alone()
+    run = Run(model, optimizer, train if isinstance(train, Loader) else Loader(train), epochs, right=0 if objective.right else None, team=team)
+    if resume is not None and team.leads:
         run.load_state(*resume)
-
-    streams = Streams(model, cut=accumulate > 1)
+    run.begin()
+    streams = Streams(model, cut=accumulate > 1 or team.cuts)
     memory.tune_allocator()             # the arrays of a step find the memory of the step before
     # Step 1, initialise W, was done by whoever made the model (models.create), or by the checkpoint.
     for callback in callbacks:
         callback.start(run)
     while not run.ended:
-        model.train()
-        started = time.perf_counter()
-        for x, y in run.loader.epoch(run.epoch, start=run.minibatch):           # Step 2: take a minibatch.
-            x, y = to_model(model, x), to_model(model, y)
-            optimizer.zero_grad()
-            total, notes = 0.0, []
-            for part in parts(len(x), accumulate):
-                part_x, part_y = x[part.rows], y[part.rows]
-                with part, streams.of(run.step, part.index):
-                    outputs = model(part_x)                                     # Step 3: forward, from images to outputs.
-                    loss = objective.loss(outputs, part_x, part_y)              # Step 4: the loss, how wrong they are.
-                    if not getattr(loss, "requires_grad", False):
-                        raise GraphError("fit: the loss depends on no parameter that could be learned", hint="Are all of them frozen?")
-                    total += finite(loss.item(), run) * part.weight
-                    loss.backward(part.weight)                                  # Steps 5 and 6: its gradient at the outputs, and
-                if objective.right is not None:                                 # from there backward to the gradient of every W.
-                    run.right += int(objective.right(outputs.data, part_y))
-                notes.append(part.notes)
-            commit(notes)
-            if clip is not None:
-                optim.clip_grad_norm(optimizer.parameters, clip)
-            optimizer.step()                                                    # Step 7: update W, a step down the gradient.
-
-            run.loss += total * len(x)
-            run.seen += len(x)
-            run.minibatch += 1
-            run.step += 1
-            run.time(time.perf_counter() - started)
-            for callback in callbacks:
-                callback.step(run, total)
+        try:
+            model.train()
             started = time.perf_counter()
-            if run.stop:
-                break
-        if run.minibatch >= len(run.loader):
-            end_epoch(run, test, objective, callbacks, streams)
+            for x, y in team.deal(run.loader).epoch(run.epoch, start=run.minibatch):        # Step 2: take a minibatch.
+                facts = learn(run, to_model(model, x), to_model(model, y), objective, accumulate, clip, streams)
+                run.count(facts, time.perf_counter() - started)
+                for callback in callbacks:
+                    callback.step(run, facts.loss)
+                started = time.perf_counter()
+                if run.ended:
+                    break
+            if run.minibatch >= len(run.loader):
+                end_epoch(run, test, objective, callbacks, streams)
+        except RankLost as loss:
+            team.recover(run, loss)     # and the minibatch at which it happened is taken again
     for callback in callbacks:
         callback.end(run)
+    team.leave()
     memory.give_back()
     return run.history
+
+
+def learn(run: Run, x: Array, y: Array, objective: Objective, accumulate: int, clip: float | None, streams: Streams) -> Facts:
+    """Learn from a minibatch, of which (x, y) are the examples of this process. Gives what the whole of it came to."""
+    facts, notes = Facts(stop=run.stop), []
+    run.optimizer.zero_grad()
+    parts = run.team.parts(run.loader.size(run.minibatch), accumulate)
+    for part in parts:
+        here = slice(part.first - parts[0].first, part.first - parts[0].first + part.count)
+        with part, streams.of(run.step, part.index):
+            outputs = run.model(x[here])                                        # Step 3: forward, from images to outputs.
+            loss = objective.loss(outputs, x[here], y[here])                    # Step 4: the loss, how wrong they are.
+            if not getattr(loss, "requires_grad", False):
+                raise GraphError("fit: the loss depends on no parameter that could be learned", hint="Are all of them frozen?")
+            facts.loss += finite(loss.item(), run) * part.weight
+            if part is parts[-1]:
+                run.team.listen()
+            loss.backward(part.weight)                                          # Steps 5 and 6: its gradient at the outputs, and
+        if objective.right is not None:                                         # from there backward to the gradient of every W.
+            facts.right += int(objective.right(outputs.data, y[here]))
+        facts.seen += part.count
+        notes.append(part.notes)
+    return run.team.update(facts, notes, clip)                                  # Step 7: update W, a step down the gradient.
 
 
 def end_epoch(run: Run, test: Any, objective: Objective, callbacks: Sequence[Callback], streams: Streams) -> None:
     """Take the metrics of an epoch and set the Run to the start of the next one."""
     with streams.kept():
-        test_loss, test_accuracy = (None, None) if test is None else evaluate(run.model, test, objective)
+        test_loss, test_accuracy = (None, None) if test is None else evaluate(run.model, test, objective, run.team)
     metrics = {
         "epoch": run.epoch + 1,
         "train_loss": run.loss / run.seen,
@@ -164,18 +168,21 @@ def end_epoch(run: Run, test: Any, objective: Objective, callbacks: Sequence[Cal
 
 
 @no_grad()
-def evaluate(model: Module, data: Any, objective: Objective | None = None) -> tuple[float, float | None]:
+def evaluate(model: Module, data: Any, objective: Objective | None = None, team: Alone | None = None) -> tuple[float, float | None]:
     """Mean loss and share of right answers over all of a data set, in evaluation mode; every example counts once.
 
     data: a Loader, a Dataset, or a pair of arrays. Gives (loss, accuracy); accuracy is None where the objective has none.
+    team: the ranks among which the examples are divided; each gets the result.
     """
-    objective = objective or classification()
+    objective, team = objective or classification(), team or Alone()
     loader = data if isinstance(data, Loader) else Loader(data, batch_size=256, shuffle=False)
     modes = [(module, module.training) for _, module in model.named_modules()]
     model.eval()
     loss, right, seen = 0.0, 0, 0
     try:
-        for x, y in loader.epoch(0):
+        for x, y in team.deal(loader).epoch(0):
+            if not len(x):
+                continue                            # fewer examples than ranks
             x, y = to_model(model, x), to_model(model, y)
             outputs = model(x)
             outputs = outputs if isinstance(outputs, Tensor) else Tensor(outputs)
@@ -185,6 +192,7 @@ def evaluate(model: Module, data: Any, objective: Objective | None = None) -> tu
     finally:
         for module, training in modes:
             module.training = training
+    loss, right, seen = team.sums([loss, right, seen])
     return loss / seen, None if objective.right is None else right / seen
 
 
@@ -201,9 +209,3 @@ def to_model(model: Module, x: Array) -> Array:
     """An array on the device of the model's parameters."""
     first = next(model.named_parameters(), None)
     return x if first is None else backend.asarray(x, first[1].device)
-
-
-def parts(size: int, count: int) -> list[Part]:
-    """A minibatch in parts, cut as between so many processes; empty parts are left out."""
-    slices = [share(size, i, count) for i in range(min(count, size))]
-    return [Part(s.start, s.stop - s.start, size, i) for i, s in enumerate(slices)]

@@ -17,13 +17,14 @@ from minidl.errors import CheckpointError
 from minidl.nn import Module
 from minidl.nn.streams import generators, plain
 from minidl.optim import Optimizer
+from minidl.parallel.team import Alone, Facts
 
 NUMBERS = ("epoch", "minibatch", "step", "loss", "right", "seen", "seconds", "phases", "history")
 
 
 @dataclass
 class Run:
-    """Where a run stands. Set `stop` and the loop ends after the minibatch that it is at."""
+    """Where a run stands. Set `stop` and the loop ends after the minibatch that it is at; of many ranks, any may."""
 
     model: Module
     optimizer: Optimizer
@@ -38,10 +39,12 @@ class Run:
     seconds: float = 0.0                # of the present epoch
     phases: dict[str, float] = field(default_factory=dict)          # the optimizer's own, of the present epoch: seconds
     history: list[dict[str, Any]] = field(default_factory=list)
-    stop: bool = False
+    stop: bool = False                  # this process wants it to end
+    stopped: bool = False               # all ranks have agreed to
+    team: Alone = field(default_factory=Alone)                      # the processes that train the model
 
     def __post_init__(self) -> None:
-        self.counted = dict(self.optimizer.seconds)                 # what the optimizer had counted when it was last looked at
+        self.counted = self.clocks()                                # what had been counted when it was last looked at
 
     @property
     def finished(self) -> bool:
@@ -51,17 +54,36 @@ class Run:
     @property
     def ended(self) -> bool:
         """Whether all epochs are done, or it was asked to stop."""
-        return self.finished or self.stop
+        return self.finished or self.stopped or (self.stop and not self.team.cuts)
 
-    def time(self, seconds: float) -> None:
-        """Add the seconds of a step, and what the optimizer has counted meanwhile for its phases."""
+    def begin(self) -> None:
+        """Every rank of the team begins where rank 0 stands."""
+        self.team.bind(self.model, self.optimizer)
+        if self.team.cuts:
+            arrays, rest = self.team.same(*self.state())
+            if not self.team.leads:
+                self.load_state(arrays, rest)
+
+    def clocks(self) -> dict[str, float]:
+        """The seconds that the optimizer and the exchange have counted for their phases."""
+        return {**self.optimizer.seconds, **self.team.seconds}
+
+    def count(self, facts: Facts, seconds: float) -> None:
+        """Add what a minibatch came to, the seconds that it took, and those that were counted meanwhile by phase."""
+        self.loss += facts.loss * facts.seen
+        self.right = None if self.right is None else self.right + facts.right
+        self.seen += facts.seen
+        self.stopped = facts.stop
+        self.minibatch += 1
+        self.step += 1
         self.seconds += seconds
-        now = dict(self.optimizer.seconds)
+        now = self.clocks()
         self.phases = {name: self.phases.get(name, 0.0) + total - self.counted.get(name, 0.0) for name, total in now.items()}
         self.counted = now
 
     def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """All of it, as a checkpoint takes it: the arrays by name, and what JSON can hold."""
+        self.team.settle()
         optimizer = self.optimizer.state_dict()
         arrays = {f"model.{name}": x for name, x in self.model.state_dict().items()}
         arrays |= {f"optimizer.{name}": x for name, x in optimizer.items() if backend.is_array(x)}

@@ -17,7 +17,7 @@ import numpy as np
 from minidl import backend
 from minidl.backend import Array
 from minidl.errors import ArgumentError, DeviceError, DtypeError, GraphError, ShapeError
-from minidl.watchers import Handle, Watchers, awaited, watched
+from minidl.watchers import Handle, Watchers, arriving, awaited, watched
 
 if TYPE_CHECKING:
     from minidl.graph import Node
@@ -72,6 +72,8 @@ class Tensor:
         A backward pass that needs the old numbers notices an assignment. Writing *into* the array, `t.data[0] = 1`, or into a detached
         Tensor that shares it, goes unnoticed; `check_saved` finds it.
         """
+        if arriving and (wait := arriving.get(id(self))) is not None:
+            wait()
         return self._data
 
     @data.setter

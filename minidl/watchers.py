@@ -14,6 +14,10 @@ watched: WeakValueDictionary[int, Any] = WeakValueDictionary()
 awaited: WeakValueDictionary[int, Any] = WeakValueDictionary()      # of these, those with a gradient-ready hook
 
 
+# Leaves whose new value is on its way, by id, with what waits for it. Whoever reads one waits: an operation, or `.data`.
+arriving: dict[int, Callable[[], None]] = {}
+
+
 class Watchers:
     """Who wants to know of a Tensor's gradient. Most Tensors have none of these, and then not even this object."""
 

@@ -29,7 +29,7 @@ class Loader:
     transform: None, or a Transform, applied to each minibatch.
     rank, ranks: this process is number `rank` of `ranks`. It gets a contiguous part of each minibatch; the parts differ by at most one
     sample, the first ranks getting the longer ones. Where a minibatch has fewer samples than there are ranks, the last ranks get an
-    empty part, so that every rank makes the same number of steps.
+    empty part, so that every rank makes the same number of steps. rank None gets an empty part of each: it takes part otherwise.
     prefetch: how many minibatches are made ahead of time, in a thread in which the transform runs too; 0 makes each when it is asked
     for. The bits are the same.
     drop_last: leave out the last minibatch of an epoch if it is smaller than the others.
@@ -42,17 +42,17 @@ class Loader:
     """
 
     def __init__(self, data: Dataset | tuple[Any, Any], batch_size: int = 64, shuffle: bool = True, seed: int = 0,
-                 transform: Transform | None = None, rank: int = 0, ranks: int = 1, prefetch: int = 2, drop_last: bool = False):
+                 transform: Transform | None = None, rank: int | None = 0, ranks: int = 1, prefetch: int = 2, drop_last: bool = False):
         self.data = _dataset(data)
         self.batch_size = whole("Loader", "batch_size", batch_size, 1)
         self.shuffle, self.drop_last = shuffle, drop_last
         self.seed = whole("Loader", "seed", seed, 0)
         self.transform = transform
         self.ranks = whole("Loader", "ranks", ranks, 1)
-        self.rank = whole("Loader", "rank", rank, 0)
+        self.rank = None if rank is None else whole("Loader", "rank", rank, 0)
         self.prefetch = whole("Loader", "prefetch", prefetch, 0)
         self.next_epoch = 0             # the one that the next `for` over the loader runs through
-        if self.rank >= self.ranks:
+        if self.rank is not None and self.rank >= self.ranks:
             raise ArgumentError(f"Loader: there is no rank {rank} of {ranks}", hint=f"Ranks count from 0: the last is {ranks - 1}.")
         if transform is not None and not (hasattr(transform, "draw") and hasattr(transform, "apply")):
             raise ArgumentError(f"Loader: transform is {transform!r}, not a Transform",
@@ -100,7 +100,7 @@ class Loader:
         order = self.order(epoch)
         for k in range(start, len(self)):
             size = self.size(k)
-            part = share(size, self.rank, self.ranks)
+            part = slice(0, 0) if self.rank is None else share(size, self.rank, self.ranks)
             first = k * self.batch_size
             x, y = self.data[order[first + part.start:first + part.stop]]
             if self.transform is not None:

@@ -35,6 +35,7 @@ class Optimizer:
     """
 
     elementwise = True          # False: `update` needs whole arrays, with their shape
+    separable = True            # False: a step needs all gradients at a time, so that no parameter can be updated before the others
 
     def __init__(self, model: Parameters, groups: Mapping[str, Mapping[str, Any]] | None = None, **options: Any):
         self.parameters = parameters_of(type(self).__name__, model)
@@ -76,20 +77,31 @@ class Optimizer:
             raise GraphError(f"{type(self).__name__}.step: " + ("every parameter is frozen" if frozen else "no parameter has a gradient"),
                              hint="Set requires_grad_(True) on what shall be learned." if frozen else
                              "Call loss.backward() before step(), with a loss that the model has computed outside no_grad().")
+        options = self.begin()
+        for path, p in due.items():
+            self.update_one(path, p.grad.data, options)     # type: ignore[union-attr]   # due says so
+
+    def begin(self) -> dict[str, dict[str, Any]]:
+        """Begin a step, and give the options of each parameter in it, by path. `step` does so; who calls update_one calls it first."""
         usual = {name: value_at(option, self.steps) for name, option in self.options.items()}
         now: dict[int, dict[str, Any]] = {}                             # the options at this step, by the changes to them
         for changes in self.changes.values():
             if id(changes) not in now:
                 now[id(changes)] = usual | {name: value_at(option, self.steps) for name, option in changes.items()}
-        for path, p in due.items():
-            w, g, state = p.data, p.grad.data, self._state_beside(path, p.data)     # type: ignore[union-attr]   # due says so
-            self.updates[path] += 1
-            arrays = (w, g, *state.values())
-            for w, g, *parts in kernels.in_pieces(*arrays) if self.elementwise else (arrays,):
-                self.update(w, g, dict(zip(state, parts)), self.updates[path], **now[id(self.changes[path])])
-            p.version += 1                                              # a graph that holds w now knows that it has changed
         self.last_lr = usual.get("lr")
         self.steps += 1
+        return {path: now[id(changes)] for path, changes in self.changes.items()}
+
+    def update_one(self, path: str, g: Array, options: Mapping[str, Mapping[str, Any]]) -> None:
+        """The update of one parameter by its gradient g, with what `begin` gave for this step: parameters may come in any order."""
+        p = self.parameters[path]
+        w = p._data                                                     # not .data, which would wait for what is being done here
+        state = self._state_beside(path, w)
+        self.updates[path] += 1
+        arrays = (w, g, *state.values())
+        for w, g, *parts in kernels.in_pieces(*arrays) if self.elementwise else (arrays,):
+            self.update(w, g, dict(zip(state, parts)), self.updates[path], **options[path])
+        p.version += 1                                                  # a graph that holds w now knows that it has changed
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

@@ -1,0 +1,216 @@
+"""Engine: runs what exchanges describe, several chunks at a time, in the caller's thread or beside it.
+
+A job is a generator that yields lists of Requests and is resumed once they are all done; it sends, adds up and sends on. So while one
+chunk is on the wire another is being summed and a third copied: a pipeline, with no queue for any stage. Jobs have numbers, and the
+lowest is the most urgent.
+
+With a thread, jobs are taken as they come in, the most urgent first. Every rank must run them in one order, or two ranks could each wait
+for what the other has put off: so rank 0 names the next one, as soon as it is ready there, and the others follow. What a job does is the
+exchange's business (exchange.py), and when it comes in is the team's (team.py).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from contextvars import copy_context
+
+import numpy as np
+
+from minidl.errors import ExchangeError
+from minidl.parallel.communicator import NAP, Communicator, Request
+
+Job = Iterator[Iterable[Request]]
+WINDOW = 4                  # jobs under way at a time, at rank 0. More hide the waiting of one behind another, but let an urgent one wait longer
+NAP_BESIDE = 2e-4           # seconds between two looks while another thread computes
+NAMES = 1 << 30             # the tag of the messages that name jobs
+NO_MORE = -1
+PATIENCE = 2.0              # seconds for which those who end wait for one another
+
+
+class Engine:
+    """Runs jobs. communicator: its own, for the names of jobs. beside: in a thread; otherwise whenever somebody waits.
+
+    window: how many jobs may be under way at a time.
+    """
+
+    def __init__(self, communicator: Communicator, beside: bool = False, window: int = WINDOW):
+        self.communicator, self.beside, self.window = communicator, beside, window
+        self.waiting: dict[int, Job] = {}               # by number
+        self.active: dict[int, Running] = {}
+        self.unfinished: set[int] = set()               # of both
+        self.changed = threading.Condition()            # guards `waiting` and `unfinished`
+        self.error: BaseException | None = None
+        self.busy = 0.0                                 # seconds in which any job was unfinished
+        self.named: deque[int] = deque()                # that rank 0 has named and that have not begun
+        self.sending: list[Request] = []
+        self.next_name: tuple[np.ndarray, Request] | None = None
+        self.closing = False
+        self.thread: threading.Thread | None = None
+        if beside:
+            context = copy_context()
+            self.thread = threading.Thread(target=context.run, args=(self._serve,), name="minidl-exchange", daemon=True)
+            self.thread.start()
+
+    # What others call
+
+    def submit(self, number: int, job: Job) -> None:
+        """Have a job run. A number that is unfinished cannot be given again."""
+        with self.changed:
+            if number in self.unfinished:
+                raise ExchangeError(f"engine: job {number} is not over, and cannot be begun again")
+            self.unfinished.add(number)
+            self.waiting[number] = job
+            self.changed.notify_all()
+
+    def wait(self, numbers: Iterable[int] | None = None) -> None:
+        """Come back when these jobs are over; all, unless any are named. Whatever error a job raised is raised here."""
+        wanted = None if numbers is None else set(numbers)
+        if not self.beside:
+            if wanted is None or self.unfinished & wanted:
+                self._run_here()
+            return
+        with self.changed:
+            while self.error is None and (self.unfinished if wanted is None else self.unfinished & wanted):
+                self.changed.wait(1.0)
+            if self.error is not None:
+                raise self.error
+
+    def close(self) -> None:
+        """End the thread; jobs that are not over are dropped."""
+        with self.changed:
+            self.closing = True
+            self.changed.notify_all()
+        if self.thread is not None and self.thread is not threading.current_thread():
+            self.thread.join(10)
+
+    # Without a thread: in the order of the numbers, which is the same on every rank
+
+    def _run_here(self) -> None:
+        try:
+            looks = 0
+            while self.waiting or self.active:
+                while self.waiting and len(self.active) < self.window:
+                    self._begin(min(self.waiting))
+                looks = 0 if self._look() else looks + 1
+                if looks > 20:
+                    time.sleep(NAP)
+        except BaseException:
+            self.waiting, self.active, self.unfinished = {}, {}, set()
+            raise
+
+    # With one
+
+    def _serve(self) -> None:
+        try:
+            while True:
+                with self.changed:
+                    while not self.closing and not self.unfinished:
+                        self.changed.wait()
+                    if self.closing:
+                        break
+                started = time.perf_counter()
+                moved = self._name() if self.communicator.rank == 0 else self._follow()
+                if not self._look() and not moved:
+                    time.sleep(NAP_BESIDE)
+                self.busy += time.perf_counter() - started
+        except BaseException as error:                  # raised again by the thread that waits
+            with self.changed:
+                self.error = error
+                self.changed.notify_all()
+        else:
+            self._part()
+        finally:
+            self.active = {}
+
+    def _part(self) -> None:
+        """Say, or hear, that no more will be named: no message is left behind for whoever frees the communicator."""
+        until = time.monotonic() + PATIENCE
+        if self.communicator.rank == 0:
+            name = np.array(NO_MORE, np.int64)
+            self.sending += [self.communicator.isend(name, rank, NAMES) for rank in range(1, self.communicator.size)]
+        elif self.next_name is None:
+            name = np.empty((), np.int64)
+            self.next_name = name, self.communicator.irecv(name, 0, NAMES)
+        left = self.sending if self.next_name is None else [*self.sending, self.next_name[1]]
+        with suppress(ExchangeError):
+            while left and time.monotonic() < until:
+                left = [request for request in left if not request.done()]
+                time.sleep(NAP)
+
+    def _name(self) -> bool:
+        """At rank 0: begin the most urgent job that has come in, and tell the others."""
+        self.sending = [request for request in self.sending if not request.done()]
+        moved = False
+        while self.waiting and len(self.active) < self.window:
+            with self.changed:
+                number = min(self.waiting)
+            name = np.array(number, np.int64)
+            self.sending += [self.communicator.isend(name, rank, NAMES) for rank in range(1, self.communicator.size)]
+            self._begin(number)
+            moved = True
+        return moved
+
+    def _follow(self) -> bool:
+        """Elsewhere: begin those that rank 0 has named, in its order, as they come in."""
+        moved = False
+        if self.next_name is None:
+            name = np.empty((), np.int64)
+            self.next_name = name, self.communicator.irecv(name, 0, NAMES)
+        if self.next_name[1].done():
+            self.named.append(int(self.next_name[0]))
+            self.next_name = None
+            moved = True
+        for number in list(self.named):
+            if number in self.waiting and number not in self.active:
+                self.named.remove(number)
+                self._begin(number)
+                moved = True
+        return moved
+
+    # Both
+
+    def _begin(self, number: int) -> None:
+        with self.changed:
+            job = self.waiting.pop(number)
+        self.active[number] = Running(job)
+
+    def _look(self) -> bool:
+        """Let every job go on that can; gives whether any did."""
+        moved = False
+        for number, running in list(self.active.items()):
+            if running.went_on():
+                moved = True
+            if running.over:
+                del self.active[number]
+                with self.changed:
+                    self.unfinished.discard(number)
+                    self.changed.notify_all()
+        return moved
+
+
+class Running:
+    """A job under way, and what it waits for."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.requests: list[Request] = []
+        self.over = False
+
+    def went_on(self) -> bool:
+        """Resume it, as often as it has nothing to wait for; whether that was once at least."""
+        moved = False
+        while not self.over:
+            self.requests = [request for request in self.requests if not request.done()]
+            if self.requests:
+                break
+            moved = True
+            try:
+                self.requests = list(next(self.job))
+            except StopIteration:
+                self.over = True
+        return moved
+

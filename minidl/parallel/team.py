@@ -1,0 +1,486 @@
+"""Team: this process among those that train one model together.
+
+`minidl.loop.fit` asks it three things: which examples of a minibatch are this process's, that gradients may leave as soon as they are final,
+and that the weights be updated with everyone's. What goes over the wire is an Exchange's business, when it goes is the Engine's.
+
+    none        the gradients leave when the backward pass is over, and the update waits for their sum
+    backward    each leaves as soon as it is final, while the pass goes on below it
+    forward     besides, each weight is updated as soon as its sum is there, while the next forward pass has begun: an operation that
+                needs a weight waits for that one (watchers.arriving)
+
+All three give the same bits. `Alone` is a team of one process.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from minidl import backend
+from minidl.backend import Array
+from minidl.data import Loader
+from minidl.data.loader import share
+from minidl.errors import ArgumentError, ExchangeError, RankLost, nearest
+from minidl.nn import Module
+from minidl.nn.part import Notes, Part, commit, pack, unpack
+from minidl.optim import Optimizer, clip_grad_norm
+from minidl.parallel import exchange as exchanges
+from minidl.parallel.communicator import Communicator
+from minidl.parallel.engine import WINDOW, Engine, Job
+from minidl.parallel.layout import CHUNK, Chunk, Layout
+from minidl.parallel.staging import Staging
+from minidl.parallel.state import State, broadcast_state
+from minidl.tensor import Tensor, make
+from minidl.watchers import arriving
+
+OVERLAPS = ("none", "backward", "forward")
+HEADER, EARLY, FIRST = 0, 1, 2      # numbers of jobs: the facts of a step are more urgent than anything else
+
+
+@dataclass
+class Facts:
+    """What a minibatch came to, of one rank or of all: the sum of its weighted losses, right answers, examples; who wants to stop."""
+
+    loss: float = 0.0
+    right: int = 0
+    seen: int = 0
+    stop: bool = False
+
+
+class Alone:
+    """A team of one: every example is its own, and so is the gradient."""
+
+    rank = 0
+    ranks = 1
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}             # spent in phases of its own
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that shows and saves."""
+        return self.rank == 0
+
+    @property
+    def cuts(self) -> bool:
+        """Whether a minibatch goes through several models."""
+        return False
+
+    def deal(self, loader: Loader) -> Loader:
+        """Have a loader give this rank's part of each minibatch."""
+        return loader
+
+    def parts(self, size: int, count: int) -> list[Part]:
+        """This rank's parts of a minibatch of so many examples, of which it takes its own through the model in `count` passes at most."""
+        return cut(share(size, 0, 1), size, count, 0)
+
+    def bind(self, model: Module, optimizer: Optimizer) -> None:
+        """From now on it is about these."""
+        self.model, self.optimizer = model, optimizer
+
+    def listen(self) -> None:
+        """The backward pass that comes is the last of this minibatch: gradients are final when it says so."""
+
+    def update(self, facts: Facts, notes: Sequence[Notes], clip: float | None = None) -> Facts:
+        """After the last backward pass of a minibatch: update the weights with everyone's gradients. Gives everyone's facts.
+
+        notes: of the layers, of each of this rank's parts. clip: the largest norm that the gradient may have.
+        """
+        commit(notes)
+        if clip is not None:
+            clip_grad_norm(self.optimizer.parameters, clip)
+        self.optimizer.step()
+        return facts
+
+    def settle(self) -> None:
+        """Come back when nothing is on its way any more."""
+
+    def sums(self, numbers: Iterable[float]) -> list[float]:
+        """Everyone's numbers, added in the order of the ranks."""
+        return [float(x) for x in numbers]
+
+    def same(self, arrays: dict[str, Array], rest: Any = None) -> State:
+        """What rank 0 has given, on every rank."""
+        return arrays, rest
+
+    def state(self) -> dict[str, Array]:
+        """What a checkpoint takes of the exchange. Every rank calls it."""
+        return {}
+
+    def load_state(self, state: dict[str, Array]) -> None:
+        """Go back to where `state` was taken, by however many ranks. Every rank calls it with the same."""
+
+    def recover(self, run: Any, loss: RankLost) -> None:
+        """Somebody has died: go on without, or raise the loss again."""
+        raise loss
+
+    def leave(self) -> None:
+        """It is over."""
+
+
+class Team(Alone):
+    """One of the ranks of a communicator.
+
+    exchange: the name of a strategy. overlap: one of OVERLAPS. compress: "none", "fp16", "int8" or "topk:0.01", see compression.py;
+    feedback: False to forget what compression leaves out, which is worse. chunk: bytes that are sent as one. window: chunks under way
+    at a time. master_computes: False for a rank 0 that only sums and updates. alike: see Exchange. staging: see staging.py.
+    ArgumentError for what makes no sense. What `fit` does in order is: bind, then for each minibatch parts, listen, update.
+    """
+
+    def __init__(self, communicator: Communicator, exchange: str = "allreduce", *, overlap: str = "none", compress: str = "none",
+                 feedback: bool = True, chunk: int = CHUNK, window: int = WINDOW, master_computes: bool = True, alike: bool = False,
+                 staging: Staging | None = None):
+        if overlap not in OVERLAPS:
+            raise ArgumentError(f"Team: overlap {overlap!r} is not known{nearest(overlap, OVERLAPS)}", hint=f"Known are {', '.join(OVERLAPS)}.")
+        if not master_computes and communicator.size < 2:
+            raise ArgumentError("Team: a master that does not compute needs at least one worker")
+        self.communicator = communicator
+        self.rank, self.ranks = communicator.rank, communicator.size
+        self.strategy, self.overlap, self.chunk, self.window, self.alike = exchange, overlap, chunk, window, alike
+        self.compress, self.feedback, self.master_computes = compress, feedback, master_computes
+        self.staging = staging or Staging()
+        self.talk, self.wire = communicator.duplicate(), communicator.duplicate()       # of this thread, and of the engine's
+        self.seconds = {"exchange": 0.0}                    # in which this thread waited for others
+        self.bound = False
+
+    @property
+    def cuts(self) -> bool:
+        return self.ranks > 1
+
+    # Who has which examples
+
+    def place(self, rank: int | None = None) -> tuple[int | None, int]:
+        """The number of a rank among those that compute, and how many these are. None for a master that does not."""
+        rank = self.rank if rank is None else rank
+        if self.master_computes:
+            return rank, self.ranks
+        return (rank - 1 if rank else None), self.ranks - 1
+
+    def deal(self, loader: Loader) -> Loader:
+        loader.rank, loader.ranks = self.place()
+        return loader
+
+    def parts(self, size: int, count: int) -> list[Part]:
+        number, among = self.place()
+        return [] if number is None else cut(share(size, number, among), size, count, number)
+
+    # A model and an optimizer
+
+    def bind(self, model: Module, optimizer: Optimizer) -> None:
+        """From now on it is about these, which every rank has built alike."""
+        self.leave()
+        self.model, self.optimizer = model, optimizer
+        self.learned = {path: p for path, p in optimizer.parameters.items() if p.requires_grad}
+        self.layout = Layout(self.learned, self.chunk)
+        self._compare()
+        self.gradients = self.layout.buffers()
+        self.exchange = exchanges.create(self.strategy, self.wire, self.layout, compress=self.compress, feedback=self.feedback,
+                                         alike=self.alike or not optimizer.separable)
+        self.everyone = all(self.exchange.updates(rank) for rank in range(self.ranks))
+        self.updates = self.exchange.updates(self.rank)
+        self.weights = (Layout({}) if self.everyone else self.layout).buffers()       # those that all ranks know
+        self.engine = Engine(self.wire, self.overlap != "none", self.window)
+        self.hooks = [] if self.overlap == "none" else [p.register_ready_hook(partial(self._ready, path)) for path, p in self.learned.items()]
+        self.listening, self.bound = False, True
+        self.changed = threading.Condition()                # guards what the engine's thread says of arrivals
+        self._begin()
+
+    def _compare(self) -> None:
+        """ExchangeError unless all ranks have the same parameters."""
+        mine = "\n".join(f"{path} {shape} {self.layout.dtypes[path]}" for path, shape in self.layout.shapes.items())
+        others = [text.decode() for text in self.talk.gather_bytes(mine.encode())]
+        for rank, text in enumerate(others):
+            if text != others[0]:
+                here, there = set(text.split("\n")), set(others[0].split("\n"))
+                raise ExchangeError(f"Team: rank {rank} has built another model than rank 0", rank_0=", ".join(sorted(there - here)[:4]),
+                                    **{f"rank_{rank}": ", ".join(sorted(here - there)[:4])},
+                                    hint="Every rank must run the same program with the same options.")
+
+    def leave(self) -> None:
+        if self.bound:
+            self.bound = False
+            for hook in self.hooks:
+                hook.remove()
+            with suppress(ExchangeError):
+                self.settle()
+            self.engine.close()
+
+    def sums(self, numbers: Iterable[float]) -> list[float]:
+        return [added(column) for column in self.talk.allgather(np.array(list(numbers), np.float64)).T]
+
+    def same(self, arrays: dict[str, Array], rest: Any = None) -> State:
+        return broadcast_state(self.talk, arrays, rest)
+
+    # A step
+
+    def _begin(self) -> None:
+        """Before the first gradient of a step."""
+        self.handed: set[str] = set()
+        self.lacking = {chunk.index: len(chunk.names) for chunk in self.layout.chunks}
+        self.gate = Gate()
+
+    def listen(self) -> None:
+        self.listening = self.overlap != "none"
+
+    def _ready(self, path: str, leaf: Tensor) -> None:
+        """The hook of a parameter whose gradient is final."""
+        if self.listening:
+            if path in self.handed:
+                raise ExchangeError(f"Team: the gradient of {path} has changed after it was sent",
+                                    hint="Call listen() before the last backward pass of a minibatch only.")
+            self._hand_over(path, leaf.grad.data)           # type: ignore[union-attr]   # it has just become final
+
+    def _hand_over(self, path: str, g: Array | None) -> None:
+        """Give a gradient to the engine, which sends a chunk once it has all of it."""
+        chunks = self.layout.holding[path]
+        self.engine.wait([EARLY, *map(of_sum, chunks)])         # of the step before, where this rank did not use the weights since
+        self.gradients[path][...] = -0.0 if g is None else backend.to_numpy(g)      # x + -0.0 is x, for every x
+        self.handed.add(path)
+        for chunk in chunks:
+            self.lacking[chunk.index] -= 1
+            if not self.lacking[chunk.index]:
+                self.engine.submit(of_sum(chunk), self._journey(chunk, self.gate))
+
+    def update(self, facts: Facts, notes: Sequence[Notes], clip: float | None = None) -> Facts:
+        self.listening = False
+        for path, p in self.learned.items():
+            if path not in self.handed:
+                self._hand_over(path, None if p.grad is None else p.grad.data)
+        started = time.perf_counter()
+        everyones, present, noted = self._meet(facts, [note for part in notes for note in part])
+        later = self.overlap == "forward" and clip is None and self.optimizer.separable
+        if later:
+            self._update_later(present)
+        if not later:
+            self.engine.wait()
+            self._join_curvature()
+        self.agree()
+        self.seconds["exchange"] += time.perf_counter() - started
+        commit(noted)
+        if not later:
+            self._update_now(present, clip)
+        self._begin()
+        return everyones
+
+    def agree(self) -> None:
+        """Everything has arrived here, and nothing has changed yet. RankLost if somebody is not that far, and never will be."""
+
+    def _meet(self, facts: Facts, notes: Notes) -> tuple[Facts, list[str], list[Notes]]:
+        """Everyone's facts together, the parameters for which anybody has a gradient, and each rank's notes."""
+        packed = pack(self.model, notes) if notes else np.empty(0, np.uint8)
+        header = np.array([facts.loss, facts.right, facts.seen, facts.stop, len(packed),
+                           *(p.grad is not None for p in self.learned.values())], np.float64)
+        headers = np.empty((self.ranks, len(header)))
+
+        def job() -> Job:
+            yield [self.wire.iallgather(header, headers)]
+
+        self.engine.submit(HEADER, job())
+        self.engine.wait([HEADER])
+        longest, noted = int(headers[:, 4].max()), []
+        if longest:
+            padded = np.zeros(longest, np.uint8)
+            padded[:len(packed)] = packed
+            everyones = self.talk.allgather(padded)
+            noted = [unpack(self.model, row[:int(length)]) for row, length in zip(everyones, headers[:, 4])]
+        loss, right, seen, stop = (added(headers[:, k]) for k in range(4))
+        present = [path for path, there in zip(self.learned, headers[:, 5:].max(axis=0)) if there]
+        return Facts(loss, int(right), int(seen), bool(stop)), present, noted
+
+    def _join_curvature(self) -> None:
+        """K-FAC's factors, summed as the gradients were."""
+
+    def _journey(self, chunk: Chunk, gate: Gate) -> Job:
+        """What happens to a chunk of gradients."""
+        numbers = self.gradients.chunk(chunk)
+        yield self.staging.to_host(numbers.nbytes)
+        yield from self.exchange.sum(chunk, numbers)
+        if self.updates:
+            yield self.staging.to_device(numbers.nbytes)
+        if self.overlap == "forward" and self.updates:
+            with self.changed:
+                if not gate.later:                          # weights are not touched while the backward pass may still need them
+                    gate.early.append(chunk)
+                    return
+            self._summed(chunk)
+
+    # The update, when all has arrived
+
+    def _update_now(self, present: Sequence[str], clip: float | None) -> None:
+        if not self.everyone and self.exchange.codec.lossy:
+            self._know()
+        if self.updates:
+            for path in self.learned:
+                self._set_gradient(path, path in present)
+            if clip is not None:
+                clip_grad_norm(self.optimizer.parameters, clip)
+            self.optimizer.step()
+        if not self.everyone:
+            started = time.perf_counter()
+            for chunk in self.layout.chunks:
+                self._submit_spread(chunk)
+            self.engine.wait()
+            for path in self.learned:
+                self._set_weights(path)
+            self.seconds["exchange"] += time.perf_counter() - started
+
+    def _set_gradient(self, path: str, present: bool) -> None:
+        """The sum in place of this rank's gradient, in the memory order that this one had."""
+        p, total = self.learned[path], self.gradients[path]
+        if not present:
+            p.grad = None
+        elif p.grad is not None and (p.device != "cpu" or not p.grad.data.flags.c_contiguous):
+            p.grad.data[...] = backend.asarray(total, p.device)
+        else:
+            p._grad = make(backend.asarray(total, p.device))
+
+    # The way of new weights, where not every rank updates
+
+    def _know(self) -> None:
+        """Before the update: the weights that all ranks have, of which only changes are sent."""
+        for path, p in self.learned.items():
+            self.weights[path][...] = backend.to_numpy(p._data)
+
+    def _submit_spread(self, chunk: Chunk) -> None:
+        known = self.weights.chunk(chunk)
+        new = None
+        if self.updates:
+            new = np.empty_like(known) if self.exchange.codec.lossy else known
+            for path in chunk.names:
+                place, w = self.layout.places[path], backend.to_numpy(self.learned[path]._data).reshape(-1)
+                first, stop = max(place.start, chunk.start), min(place.stop, chunk.stop)
+                new[first - chunk.start:stop - chunk.start] = w[first - place.start:stop - place.start]
+        self.engine.submit(of_spread(chunk), self._spread(chunk, known, new, self.gate))
+
+    def _spread(self, chunk: Chunk, known: np.ndarray, new: np.ndarray | None, gate: Gate) -> Job:
+        """What happens to a chunk of new weights."""
+        yield from self.exchange.spread(chunk, known, new)
+        if not self.updates:
+            yield self.staging.to_device(known.nbytes)
+        if gate.later:
+            self._landed(chunk)
+
+    def _set_weights(self, path: str) -> None:
+        """What all ranks know, as this one's weights; whoever made them has them, unless compression has changed them on the way."""
+        if not self.updates or self.exchange.codec.lossy:
+            p = self.learned[path]
+            p._data[...] = backend.asarray(self.weights[path], p.device)
+            p.version += 1
+
+    # The update while the next forward pass has begun. What follows runs in the engine's thread, but for the first and the last.
+
+    def _update_later(self, present: Sequence[str]) -> None:
+        """From here on an operation that needs a weight waits for it; the engine's thread updates each as its sum arrives."""
+        self.engine.wait([of_spread(chunk) for chunk in self.layout.chunks])            # of the step before
+        if not self.everyone and self.exchange.codec.lossy:
+            self._know()
+        if self.updates:
+            if not present:
+                self.optimizer.step()                       # which says what is wrong
+            self.options = self.optimizer.begin()
+        self.present = set(present)
+        self.missing = {path: len(self.layout.holding[path]) for path in self.learned}         # chunks of its sum, or of its weights
+        self.unfilled = {chunk.index: len(chunk.names) for chunk in self.layout.chunks}        # weights of it that are not updated yet
+        for path, p in self.learned.items():
+            if self.missing[path]:
+                arriving[id(p)] = partial(self._until, path)
+        if not self.updates:
+            for chunk in self.layout.chunks:
+                self._submit_spread(chunk)
+        with self.changed:
+            self.gate.later = True
+        self.engine.submit(EARLY, self._catch_up(self.gate.early))
+
+    def _catch_up(self, early: Sequence[Chunk]) -> Job:
+        """What was summed before the backward pass was over."""
+        yield ()
+        for chunk in sorted(early, key=lambda chunk: chunk.index):
+            self._summed(chunk)
+
+    def _summed(self, chunk: Chunk) -> None:
+        """The sum of a chunk is there: update what it completes."""
+        for path in chunk.names:
+            self.missing[path] -= 1
+            if self.missing[path]:
+                continue
+            p = self.learned[path]
+            if path in self.present:
+                self.optimizer.update_one(path, backend.asarray(self.gradients[path], p.device), self.options)
+            if self.everyone:
+                self._arrived(path)
+            else:
+                self.missing[path] = len(self.layout.holding[path])
+                for held in self.layout.holding[path]:
+                    self.unfilled[held.index] -= 1
+                    if not self.unfilled[held.index]:
+                        self._submit_spread(held)
+                if not self.exchange.codec.lossy:
+                    self._arrived(path)                     # here it is already what the others will get
+
+    def _landed(self, chunk: Chunk) -> None:
+        """New weights of a chunk are there."""
+        for path in chunk.names:
+            self.missing[path] -= 1
+            if not self.missing[path]:
+                self._set_weights(path)
+                self._arrived(path)
+
+    def _arrived(self, path: str) -> None:
+        with self.changed:
+            arriving.pop(id(self.learned[path]), None)
+            self.changed.notify_all()
+
+    def _until(self, path: str) -> None:
+        """Come back when the weights of a parameter are there."""
+        if threading.current_thread() is self.engine.thread:
+            return
+        started = time.perf_counter()
+        with self.changed:
+            while id(self.learned[path]) in arriving and self.engine.error is None:
+                self.changed.wait(0.5)
+        self.seconds["exchange"] += time.perf_counter() - started
+        if self.engine.error is not None:
+            raise self.engine.error
+
+    def settle(self) -> None:
+        self.engine.wait()
+
+
+class Gate:
+    """Whether the weights of a step may be updated, each on its own (later); the chunks that were summed before (early)."""
+
+    def __init__(self) -> None:
+        self.later = False
+        self.early: list[Chunk] = []
+
+
+def cut(own: slice, size: int, count: int, number: int) -> list[Part]:
+    """The part of a minibatch that is a rank's, in `count` parts at most; number: of the rank. Empty parts are left out."""
+    length = own.stop - own.start
+    slices = [share(length, i, count) for i in range(min(count, length))]
+    return [Part(own.start + s.start, s.stop - s.start, size, number * count + i) for i, s in enumerate(slices)]
+
+
+def added(numbers: Iterable[float]) -> float:
+    """The sum, from left to right."""
+    total = 0.0
+    for x in numbers:
+        total += float(x)
+    return total
+
+
+def of_sum(chunk: Chunk) -> int:
+    """The number of the job that sums a chunk: what the next forward pass needs first is the most urgent."""
+    return FIRST + 2 * chunk.index + 1
+
+
+def of_spread(chunk: Chunk) -> int:
+    """The number of the job that spreads its weights: more urgent than any sum that comes after it."""
+    return FIRST + 2 * chunk.index
