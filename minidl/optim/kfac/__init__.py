@@ -14,6 +14,7 @@ arXiv:1503.05671). In the order in which one reads:
     moments.py          second moments of rows;  units.py: normalization layers
     division.py         the three ways to divide by A (x) G + damping;  inverses.py: the linear algebra under them
     levenberg.py        damping that finds its own size
+    places.py           which block a parameter belongs to;  ranks.py: many processes that see one minibatch
 """
 
 from minidl.optim.kfac.kfac import KFAC

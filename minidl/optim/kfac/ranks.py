@@ -21,9 +21,10 @@ from minidl.optim.kfac.statistics import Statistics, Tally
 
 def describe(statistics: Statistics) -> bytes:
     """What this rank has seen in this step, but for the arrays: JSON."""
+    statistics.settle()
     blocks = {block.name: {"paths": block.paths, "kind": block.kind, "options": block.options, "examples": block.examples,
-                           "rows": block.rows, "sums": {name: [str(x.dtype), x.shape] for name, x in block.sums.items()}}
-              for block in statistics.complete()}
+                           "rows": block.rows, "sums": {name: [str(x.dtype), x.shape] for name, x in block.earlier.items()}}
+              for block in statistics.blocks.values() if block.earlier}
     return json.dumps({"tallies": [asdict(tally) for tally in statistics.tallies], "blocks": blocks,
                        "seen": [[asdict(seen), backward] for seen, backward in statistics.seen.values()]}).encode()
 
@@ -80,10 +81,10 @@ class Joint:
     def mine(self, block: Block, name: str, dtype: str, shape: tuple[int, ...]) -> Array:
         """What this rank adds to a sum."""
         own = self.statistics.blocks.get(block.name)
-        if own is not None and self.shown(block)[self.rank] and name in own.sums:
+        if own is not None and self.shown(block)[self.rank] and name in own.earlier:
             first = next((tally for tally in self.tallies[self.rank] if tally.term), None)
             relative = first.relative(self.term) if first is not None and name != "A" else 1.0
-            return own.sums[name] if relative == 1 else own.sums[name] * relative
+            return own.earlier[name] if relative == 1 else own.earlier[name] * relative
         w = self.statistics.parameters[block.name].data
         return backend.asarray(backend.of(w).full(shape, -0.0, dtype), backend.device_of(w))
 
@@ -101,7 +102,7 @@ class Joint:
             block.sums, block.earlier = {}, {}
             block.examples, block.rows = sum(each["examples"] for each in said), sum(each["rows"] for each in said)
         for (block, name, _, _), x in zip(self.layout, sums, strict=True):
-            block.sums[name] = x
+            block.earlier[name] = x
         self.tallies[self.rank] = statistics.tallies        # the same ones, to which what is kept for EKFAC refers
         statistics.tallies = [tally for tallies in self.tallies for tally in tallies]
 
