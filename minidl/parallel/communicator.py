@@ -35,7 +35,8 @@ class Communicator(ABC):
     Between two ranks, messages of the same tag arrive in the order in which they were sent. Tags are whole numbers from 0 to 2^30.
     A collective operation (all but isend and irecv) is called by every rank, in the same order; it does not matter what messages are
     under way meanwhile. One thread at a time uses a Communicator; another one takes a `duplicate`.
-    RankLost, from any operation but agree and shrink, if a process that it needs has died, or if somebody has called `revoke`.
+    RankLost, from any operation but agree and shrink, if a process that it needs has died, or if somebody has called `revoke`; when it is
+    begun or when its request is looked at. Others may see the same operation succeed: only agree is the same for all.
     """
 
     rank: int
@@ -63,7 +64,10 @@ class Communicator(ABC):
 
     @abstractmethod
     def duplicate(self) -> Communicator:
-        """The same ranks, whose messages are never taken for those of this one."""
+        """The same ranks, whose messages are never taken for those of this one. Each is revoked by itself.
+
+        Where ranks may die, agree before it is used, as after `split`: some may have got it, and others RankLost.
+        """
 
     @abstractmethod
     def split(self, color: int | None, key: int) -> Communicator | None:
@@ -85,7 +89,7 @@ class Communicator(ABC):
 
     @abstractmethod
     def shrink(self) -> Communicator:
-        """Those who live, in the same order. Works after revoke."""
+        """Those who live, in the same order. Works after revoke; what was under way where it was revoked leaves its arrays alone now."""
 
     # In terms of these
 

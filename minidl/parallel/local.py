@@ -194,6 +194,10 @@ class _Request(Request):
         raise RankLost(f"{self.what}: rank {missing[0]} has died")
 
 
+class _Sent(_Request):
+    over = True             # it was copied
+
+
 class _Receive(_Request):
     def __init__(self, communicator: LocalCommunicator, into: np.ndarray, source: int, tag: int):
         super().__init__(communicator)
@@ -300,7 +304,7 @@ class LocalCommunicator(Communicator):
             else:
                 self.group.messages.setdefault(key, deque()).append(content)
             self.world.move()
-        return _Request(self)
+        return _Sent(self)
 
     def irecv(self, x: np.ndarray, source: int, tag: int = 0) -> Request:
         into = memory(x, "irecv", written=True)
