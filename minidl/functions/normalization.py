@@ -8,46 +8,91 @@ business (nn), not this file's.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
-from minidl import kernels
+from minidl import backend, kernels
 from minidl.errors import ShapeError
-from minidl.functions.activation import activation_gradient, check_activation
+from minidl.functions.activation import activation_gradient, check_activation, relu, sigmoid, tanh
 from minidl.functions.arithmetic import sqrt
 from minidl.functions.linear import check_dtypes
 from minidl.functions.reduction import mean as mean_
 from minidl.functions.reduction import sum as sum_
-from minidl.functions.shape import check_arrays
+from minidl.functions.shape import check_arrays, concatenate
 from minidl.functions.steps import by_kernel, channel_sums
 from minidl.graph import Function
 
+ACTIVATIONS: dict[str, Callable] = {"relu": relu, "sigmoid": sigmoid, "tanh": tanh}
+COUNT = 4096                            # counts are sent as two numbers, which float32 holds exactly up to 2^36
+Reduce = Callable[[Any], Any]
 
 # y = gamma u + beta, u = (x - mean) r, r = 1 / sqrt(var + eps), means and sums over all axes but the channels':
 # gbeta = sum gy, ggamma = sum gy u, gx = gamma r (gy - mean(gy) - u mean(gy u)) + gmean / n + 2 gvar (x - mean) / n
-@by_kernel("batch_norm_gradient")
-def batch_norm_gradient(gy, x, gamma, mean, var, eps, gmean, gvar):
-    n, wide = x.size // x.shape[1], _beside(x)
+# Where the batch is spread over ranks, n is the count of all, and gx takes everyone's sums; gamma and beta get this rank's.
+def gradients_of_batch_norm(gy, x, gamma, mean, var, eps, gmean, gvar, n, reduce=None):
+    wide = _beside(x)
     r = 1 / sqrt(var + eps)
     centred = x - mean.reshape(wide)
     u = centred * r.reshape(wide)
     gbeta, ggamma = channel_sums(gy), channel_sums(gy * u)
-    direct = (gamma * r).reshape(wide) * (gy - (gbeta * (1 / n)).reshape(wide) - u * (ggamma * (1 / n)).reshape(wide))
+    all_gbeta, all_ggamma, gmean, gvar = everywhere(reduce, gbeta, ggamma, gmean, gvar)
+    direct = (gamma * r).reshape(wide) * (gy - (all_gbeta * (1 / n)).reshape(wide) - u * (all_ggamma * (1 / n)).reshape(wide))
     return direct + (gmean.reshape(wide) + gvar.reshape(wide) * 2 * centred) * (1 / n), ggamma, gbeta
+
+
+@by_kernel("batch_norm_gradient")
+def batch_norm_gradient(gy, x, gamma, mean, var, eps, gmean, gvar):
+    return gradients_of_batch_norm(gy, x, gamma, mean, var, eps, gmean, gvar, x.size // x.shape[1])
+
+
+def joint_batch_norm(x, gamma, beta, eps, activation, reduce):
+    """What kernels.batch_norm does, with sums over all ranks: y, mean, var, and the count of numbers a channel."""
+    xp, over, wide = backend.of(x), (0, *range(2, x.ndim)), _beside(x)
+    dtype = "float32" if x.dtype.itemsize < 4 else x.dtype
+    here = x.size // x.shape[1]
+    total, counted = everywhere(reduce, x.sum(axis=over, dtype=dtype), xp.asarray(divmod(here, COUNT), dtype))
+    n = int(counted[0]) * COUNT + int(counted[1])
+    if n == 0:
+        raise _empty(x)
+    mean = total * (1 / n)
+    y = x - mean.reshape(wide)
+    (squares,) = everywhere(reduce, (y * y).sum(axis=over))         # a second look: a large mean does not swallow the variance
+    var = squares * (1 / n)
+    y *= (gamma / xp.sqrt(var + eps)).reshape(wide)
+    y += beta.reshape(wide)
+    y = (y if activation is None else ACTIVATIONS[activation](y)).astype(x.dtype, copy=False)
+    return y, mean.astype(x.dtype, copy=False), var.astype(x.dtype, copy=False), n
+
+
+def everywhere(reduce, *sums):
+    """Sums over all ranks, of arrays or Tensors (n,): all in one message. reduce: None where there is one process."""
+    if reduce is None:
+        return sums
+    whole, ends = reduce(concatenate(sums)), list(itertools.accumulate(len(each) for each in sums))
+    return [whole[start:end] for start, end in zip([0, *ends], ends)]
 
 
 class BatchNorm(Function):
     outputs = ("y", "mean", "var")
+    activation = None
     eps: float
+    reduce: Any = None
 
     def forward(self, x, gamma, beta):
-        return kernels.batch_norm(x, gamma, beta, self.eps)
+        if self.reduce is None:
+            return kernels.batch_norm(x, gamma, beta, self.eps, self.activation)
+        y, mean, var, self.count = joint_batch_norm(x, gamma, beta, self.eps, self.activation, self.reduce)
+        return y, mean, var
 
     def before(self, gy):
         return gy
 
     def gradients(self, before, x, gamma, mean, var, gmean, gvar):
-        return batch_norm_gradient(before, x, gamma, mean, var, self.eps, gmean, gvar)
+        if self.reduce is None:
+            return batch_norm_gradient(before, x, gamma, mean, var, self.eps, gmean, gvar)
+        return gradients_of_batch_norm(before, x, gamma, mean, var, self.eps, gmean, gvar, self.count, self.reduce)
 
     def grad_x(self, before, gradients):
         return gradients[0]
@@ -61,10 +106,7 @@ class BatchNorm(Function):
 
 class ActivatedBatchNorm(BatchNorm):
     name = "batch_norm"
-    activation: str
-
-    def forward(self, x, gamma, beta):
-        return kernels.batch_norm(x, gamma, beta, self.eps, self.activation)
+    activation: str = "relu"                # type: ignore[assignment]      # the base has none
 
     # y = f(z): the rules above with gz = gy f'(z), found from y
     def before(self, gy, y, *, out=None):
@@ -139,12 +181,16 @@ class LayerNorm(Function):
         return gradients[2]
 
 
-def batch_norm(x: Any, gamma: Any, beta: Any, eps: float = 1e-5, activation: str | None = None) -> tuple[Any, Any, Any]:
+def batch_norm(x: Any, gamma: Any, beta: Any, eps: float = 1e-5, activation: str | None = None, reduce: Reduce | None = None) -> Any:
     """Normalize each channel over the batch; gives (y, mean, var).
 
     x: (N, C) or (N, C, H, W). gamma, beta: (C,). y has x's shape; mean and var are (C,), var the mean squared distance from the mean
     (divided by the count, not by one less). eps: added to var under the root. activation: of y, fused: "relu", "tanh", "sigmoid" or
     None. ShapeError, DtypeError, ArgumentError if something does not fit. Ioffe and Szegedy, ICML 2015.
+
+    reduce: where x is this rank's part of a batch, gives the sum over all ranks of a vector, an array or, where it is to be
+    differentiated, a Tensor; all ranks call it equally often, also with an empty x. Then mean and var are of the whole batch, and a
+    fourth result is the count of numbers a channel in it.
 
     >>> y, mean, var = batch_norm(np.array([[1.0], [3.0]]), np.ones(1), np.zeros(1), eps=0)
     >>> y.ravel(), mean, var
@@ -152,9 +198,11 @@ def batch_norm(x: Any, gamma: Any, beta: Any, eps: float = 1e-5, activation: str
     """
     _check_channels("batch_norm", x, gamma=gamma, beta=beta)
     check_activation("batch_norm", activation)
-    if x.size == 0:
-        raise ShapeError("batch_norm: an empty batch has no mean", x=f"{x.shape}")
-    return (BatchNorm(float(eps)) if activation is None else ActivatedBatchNorm(float(eps), activation))(x, gamma, beta)
+    if x.size == 0 and reduce is None:
+        raise _empty(x)
+    operation = BatchNorm(float(eps), reduce) if activation is None else ActivatedBatchNorm(float(eps), reduce, activation)
+    results = operation(x, gamma, beta)
+    return results if reduce is None else (*results, operation.count)
 
 
 def batch_norm_inference(x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: float = 1e-5, activation: str | None = None) -> Any:
@@ -192,6 +240,10 @@ def layer_norm(x: Any, gamma: Any = None, beta: Any = None, axes: int = 1, eps: 
 def _beside(x: Any) -> tuple[int, ...]:
     """The shape that a number a channel has beside x."""
     return (-1, *[1] * (x.ndim - 2))
+
+
+def _empty(x: Any) -> ShapeError:
+    return ShapeError("batch_norm: an empty batch has no mean", x=f"{x.shape}")
 
 
 def _check_channels(operation: str, x: Any, **parameters: Any) -> None:

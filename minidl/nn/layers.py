@@ -18,11 +18,12 @@ from minidl import functions as F
 from minidl.errors import ArgumentError, ShapeError
 from minidl.functions.activation import check_activation
 from minidl.functions.convolution import check_algorithm
+from minidl.functions.normalization import Reduce
 from minidl.kernels import Pair
 from minidl.nn.init import Shape, Source, float_type, he_normal, normal, ones, zeros
 from minidl.nn.module import Module, Parameter
 from minidl.nn.options import Init, count, drawn, number, shown, sizes
-from minidl.nn.part import note
+from minidl.nn.part import note, present
 
 
 class Affine(Module):
@@ -156,12 +157,16 @@ class BatchNorm(Module):
     activation: fused: "relu", "tanh", "sigmoid" or None. ShapeError in training for a single number a channel, which has no variance.
     Ioffe and Szegedy, ICML 2015.
 
+    `reduce` is None, or what sums over all ranks that have a part of the batch, as for `batch_norm`: minidl.parallel sets it. Then the
+    statistics are the whole batch's. Copies and pickles leave it out.
+
     >>> from minidl import nn
     >>> nn.BatchNorm(1)(np.array([[1.0], [3.0]], np.float32)).data.round(2).ravel()
     array([-1.,  1.], dtype=float32)
     """
 
     buffers = ("running_mean", "running_var", "steps")
+    reduce: Reduce | None = None
 
     def __init__(self, channels: int, momentum: float | None = 0.1, eps: float = 1e-5, *, activation: str | None = None,
                  dtype: Any = "float32"):
@@ -179,13 +184,21 @@ class BatchNorm(Module):
         activation = self.activation or then
         if not self.training:
             return F.batch_norm_inference(x, self.gamma, self.beta, self.running_mean, self.running_var, self.eps, activation)
-        n = x.size // self.channels
+        if self.reduce is None:
+            n = x.size // self.channels
+            if n != 1:
+                y, mean, var = F.batch_norm(x, self.gamma, self.beta, self.eps, activation)
+        else:
+            y, mean, var, n = F.batch_norm(x, self.gamma, self.beta, self.eps, activation, self.reduce)
         if n == 1:
             raise ShapeError("batch_norm: one number a channel has no variance", x=f"{x.shape} (N, C, ...)",
                              hint="Train with larger minibatches (drop a last one of one example), or switch to evaluation: model.eval().")
-        y, mean, var = F.batch_norm(x, self.gamma, self.beta, self.eps, activation)
-        note(self, mean.data, var.data, n)
+        if present() is None or getattr(self.reduce, "leads", True):        # of ranks that know the same, one notes it
+            note(self, mean.data, var.data, n)
         return y
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "reduce"}
 
     def apply_note(self, mean: Any, var: Any, n: Any) -> None:
         """Move the running statistics by those of a batch, of n numbers a channel."""

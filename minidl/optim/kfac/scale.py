@@ -85,7 +85,9 @@ def read(total: Tensor, seed: Array, name: str | None = None) -> Reading | None:
     chief, _, heaviest = max(found, key=lambda each: each[2])
     # of a loss written by hand the outputs are different examples; of several losses they are the same ones
     examples = len(chief.logits) if name is None else sum(len(told.logits) for told, _, _ in found)
-    if not heaviest > 0 or not examples:                                # weight 0, or an empty minibatch
+    if not examples:                                                    # an empty minibatch, or an empty part of one
+        return Reading([Part(KINDS[told.kind], told.logits, 1.0) for told, _, _ in found], 0, 0.0, 1.0)
+    if not heaviest > 0:
         return NOTHING
     parts = []
     for told, weights, mean in found:
@@ -130,7 +132,7 @@ def _curvature(likelihood: Likelihood, total: Tensor, outputs: list[Tensor]) -> 
     except MinidlError:
         its = 0.0
     terms = sum(z.size if likelihood.name != "categorical" else z.size // z.shape[1] for z in outputs)
-    return its / ours if its > 0 and ours > 0 else FACTORS[likelihood.name] / terms
+    return its / ours if its > 0 and ours > 0 else FACTORS[likelihood.name] / max(terms, 1)
 
 
 def unit(weight: float, full: float) -> float:

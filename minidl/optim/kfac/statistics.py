@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,7 +29,7 @@ from minidl.graph import Node
 from minidl.nn.part import Part, cut, present
 from minidl.optim.kfac.blocks import Block, Pass, Settings
 from minidl.optim.kfac.places import BLOCK_KINDS, Places, Sighting, sighting
-from minidl.optim.kfac.scale import read, unit
+from minidl.optim.kfac.scale import Reading, read, unit
 from minidl.tensor import Tensor
 from minidl.walk import reached
 from minidl.watchers import Handle
@@ -158,8 +158,13 @@ class Statistics:
             self.reported = tally.unknown = True
             self.collecting = Pass(None, 1 / max(abs(float(seed.sum())), 1e-30), True, self.nodes, self.backwards, tally)
             return
-        tally.silent = tally.silent or not reading.parts
+        tally.silent = tally.silent or not reading.examples
         if not reading.parts:
+            return
+        if self.part is None or self.scores is None:    # parts decide alike, also those after one that has found a new layer
+            self.scores = self.due("G", "F")
+        if not reading.examples:
+            self.accompany(reading)
             return
         roots = [(part.logits.node, part.logits.index) for part in reading.parts if part.logits.node is not None]
         below = {node.order for node in reached(roots)}
@@ -169,23 +174,33 @@ class Statistics:
         elif not below & self.nodes:                    # another part of the minibatch, and not another loss of the same one
             tally.weight += reading.weight
         tally.term = tally.term or reading.weight / reading.examples
-        if self.part is None or self.scores is None:    # parts decide alike, also those after one that has found a new layer
-            self.scores = self.due("G", "F")
         if self.fisher == "empirical" or not self.scores:
             self.below = below
             self.collecting = Pass(reading.examples, reading.gain * relative ** 0.5, self.fisher == "empirical", self.nodes,
                                    self.backwards, tally)
             return
         shown = Pass(reading.examples, 1.0, True, self.nodes, self.backwards, tally)
+        for logits, scores in self.passes(reading):
+            self.own_pass(logits, [each * (part.root * relative ** 0.5) for each, part in scores], replace(shown))
+
+    def passes(self, reading: Reading) -> Iterator[tuple[list[Tensor], list[tuple[Array, Any]]]]:
+        """The passes of its own: where each begins, and with which scores, each beside the loss that it is of."""
         if self.fisher == "sampled":
             sampler: Any = self.sampler or self.sampler_of(self.part)
             self.sampler = sampler
-            scores = [part.likelihood.sampled(part.logits.data, sampler) * (part.root * relative ** 0.5) for part in reading.parts]
-            self.own_pass([part.logits for part in reading.parts], scores, shown)
+            yield ([part.logits for part in reading.parts],
+                   [(part.likelihood.sampled(part.logits.data, sampler), part) for part in reading.parts])
         else:
             for part in reading.parts:
                 for root in part.likelihood.roots(part.logits.data):
-                    self.own_pass([part.logits], [root * (part.root * relative ** 0.5)], replace(shown))
+                    yield [part.logits], [(root, part)]
+
+    def accompany(self, reading: Reading) -> None:
+        """This part is empty, and others are not: go through the same passes and take nothing in, for layers that talk to other ranks."""
+        if self.part is not None and self.scores and self.fisher != "empirical":
+            self.ordinary = False
+            for logits, scores in self.passes(reading):
+                observe(logits, [score for score, _ in scores], [self.eye])
 
     def enter(self, part: Part | None) -> Tally:
         """The Tally of a part of the minibatch: a new one if the last pass was of another part, whose sums are then complete."""
