@@ -136,18 +136,21 @@ class Exchange(ABC):
 
     # Its memory
 
+    def memories(self) -> dict[str, dict[np.dtype, Feedback]]:
+        """What compression has left out: of this rank's gradients (up), of sums (down), of weights (changes); by dtype."""
+        return {"up": self.up, "down": self.down, "changes": {**self.changes}}
+
     def commit(self) -> None:
         """The step is made: what compression has left out of it is now owed."""
-        for memory in self._memories():
-            memory.commit()
+        for memories in self.memories().values():
+            for memory in memories.values():
+                memory.commit()
 
     def rollback(self) -> None:
         """The step will be made again: forget what it owed."""
-        for memory in self._memories():
-            memory.rollback()
-
-    def _memories(self) -> list[Any]:
-        return [*self.up.values(), *self.down.values(), *self.changes.values()]
+        for memories in self.memories().values():
+            for memory in memories.values():
+                memory.rollback()
 
     def plain(self, layout: Layout) -> Exchange:
         """The same strategy for other arrays, on every rank and without compression."""

@@ -30,7 +30,7 @@ from minidl.data.loader import share
 from minidl.errors import ArgumentError, ExchangeError, RankLost, nearest
 from minidl.nn import Module
 from minidl.nn.part import Notes, Part, commit, pack, unpack
-from minidl.optim import Optimizer, clip_grad_norm
+from minidl.optim import KFAC, Optimizer, clip_grad_norm
 from minidl.parallel import exchange as exchanges
 from minidl.parallel.communicator import Communicator
 from minidl.parallel.engine import WINDOW, Engine, Job
@@ -141,14 +141,18 @@ class Team(Alone):
             raise ArgumentError(f"Team: overlap {overlap!r} is not known{nearest(overlap, OVERLAPS)}", hint=f"Known are {', '.join(OVERLAPS)}.")
         if not master_computes and communicator.size < 2:
             raise ArgumentError("Team: a master that does not compute needs at least one worker")
-        self.communicator = communicator
-        self.rank, self.ranks = communicator.rank, communicator.size
         self.strategy, self.overlap, self.chunk, self.window, self.alike = exchange, overlap, chunk, window, alike
         self.compress, self.feedback, self.master_computes = compress, feedback, master_computes
         self.staging = staging or Staging()
-        self.talk, self.wire = communicator.duplicate(), communicator.duplicate()       # of this thread, and of the engine's
         self.seconds = {"exchange": 0.0}                    # in which this thread waited for others
         self.bound = False
+        self.take(communicator)
+
+    def take(self, communicator: Communicator) -> None:
+        """Be one of these ranks."""
+        self.communicator = communicator
+        self.rank, self.ranks = communicator.rank, communicator.size
+        self.talk, self.wire = communicator.duplicate(), communicator.duplicate()       # of this thread, and of the engine's
 
     @property
     def cuts(self) -> bool:
@@ -188,6 +192,7 @@ class Team(Alone):
         self.weights = (Layout({}) if self.everyone else self.layout).buffers()       # those that all ranks know
         self.engine = Engine(self.wire, self.overlap != "none", self.window)
         self.hooks = [] if self.overlap == "none" else [p.register_ready_hook(partial(self._ready, path)) for path, p in self.learned.items()]
+        self.after = FIRST + 2 * len(self.layout.chunks)    # numbers of jobs from here on are free
         self.listening, self.bound = False, True
         self.changed = threading.Condition()                # guards what the engine's thread says of arrivals
         self._begin()
@@ -217,6 +222,29 @@ class Team(Alone):
 
     def same(self, arrays: dict[str, Array], rest: Any = None) -> State:
         return broadcast_state(self.talk, arrays, rest)
+
+    def state(self) -> dict[str, Array]:
+        found: dict[str, Array] = {}
+        for kind, memories in self.exchange.memories().items():
+            for dtype, memory in memories.items():
+                own = memory.residual
+                there = self.talk.allgather(np.array(own is not None))
+                if there.any():
+                    everyones = self.talk.allgather(np.zeros(memory.size, dtype) if own is None else own)
+                    found[f"{kind}.{dtype}"] = everyones
+        return found
+
+    def load_state(self, state: dict[str, Array]) -> None:
+        for kind, memories in self.exchange.memories().items():
+            for dtype, memory in memories.items():
+                owed = state.get(f"{kind}.{dtype}")
+                memory.residual = None
+                if owed is None or owed.shape[1:] != (memory.size,):
+                    continue
+                if len(owed) == self.ranks:
+                    memory.residual = owed[self.rank]
+                elif self.rank == 0:                        # of other ranks: what they owed together is owed by the first
+                    memory.residual = np.add.reduce(owed, axis=0)
 
     # A step
 
@@ -260,7 +288,8 @@ class Team(Alone):
             self._update_later(present)
         if not later:
             self.engine.wait()
-            self._join_curvature()
+            if isinstance(self.optimizer, KFAC):
+                self.optimizer.share(self.talk.gather_bytes, self.total, self.rank)
         self.agree()
         self.seconds["exchange"] += time.perf_counter() - started
         commit(noted)
@@ -294,8 +323,19 @@ class Team(Alone):
         present = [path for path, there in zip(self.learned, headers[:, 5:].max(axis=0)) if there]
         return Facts(loss, int(right), int(seen), bool(stop)), present, noted
 
-    def _join_curvature(self) -> None:
-        """K-FAC's factors, summed as the gradients were."""
+    def total(self, arrays: Sequence[Array]) -> list[Array]:
+        """The sums of everyone's arrays, added in the order of the ranks: as gradients are, but never compressed. Every rank calls it."""
+        layout = Layout({str(k): x for k, x in enumerate(arrays)}, self.chunk)
+        buffers, exchange = layout.buffers(), self.exchange.plain(layout)
+        for k, x in enumerate(arrays):
+            buffers[str(k)][...] = backend.to_numpy(x)
+        for chunk in layout.chunks:
+            self.engine.submit(self.after + chunk.index, exchange.sum(chunk, buffers.chunk(chunk)))
+        self.engine.wait()
+        sums = [backend.of(x).empty_like(x) for x in arrays]
+        for k, x in enumerate(sums):
+            x[...] = backend.asarray(buffers[str(k)], backend.device_of(x))
+        return sums
 
     def _journey(self, chunk: Chunk, gate: Gate) -> Job:
         """What happens to a chunk of gradients."""
@@ -325,7 +365,7 @@ class Team(Alone):
         if not self.everyone:
             started = time.perf_counter()
             for chunk in self.layout.chunks:
-                self._submit_spread(chunk)
+                self._submit_spread(chunk, later=False)
             self.engine.wait()
             for path in self.learned:
                 self._set_weights(path)
@@ -348,7 +388,7 @@ class Team(Alone):
         for path, p in self.learned.items():
             self.weights[path][...] = backend.to_numpy(p._data)
 
-    def _submit_spread(self, chunk: Chunk) -> None:
+    def _submit_spread(self, chunk: Chunk, later: bool = True) -> None:
         known = self.weights.chunk(chunk)
         new = None
         if self.updates:
@@ -357,14 +397,14 @@ class Team(Alone):
                 place, w = self.layout.places[path], backend.to_numpy(self.learned[path]._data).reshape(-1)
                 first, stop = max(place.start, chunk.start), min(place.stop, chunk.stop)
                 new[first - chunk.start:stop - chunk.start] = w[first - place.start:stop - place.start]
-        self.engine.submit(of_spread(chunk), self._spread(chunk, known, new, self.gate))
+        self.engine.submit(of_spread(chunk), self._spread(chunk, known, new, later))
 
-    def _spread(self, chunk: Chunk, known: np.ndarray, new: np.ndarray | None, gate: Gate) -> Job:
+    def _spread(self, chunk: Chunk, known: np.ndarray, new: np.ndarray | None, later: bool) -> Job:
         """What happens to a chunk of new weights."""
         yield from self.exchange.spread(chunk, known, new)
         if not self.updates:
             yield self.staging.to_device(known.nbytes)
-        if gate.later:
+        if later:
             self._landed(chunk)
 
     def _set_weights(self, path: str) -> None:

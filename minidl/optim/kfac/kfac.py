@@ -70,6 +70,8 @@ class KFAC(Optimizer):
     array([1., 2.])
     """
 
+    separable = False           # the KL clip needs all directions
+
     def __init__(self, model: Parameters, inner: Optimizer | None = None, *, lr: Number | None = None, momentum: Number | None = None,
                  weight_decay: Number | None = None, groups: Mapping[str, Any] | None = None, damping: Number = 0.1,
                  kl_clip: Number | None = 0.001, factor_decay: Number = 0.95, fisher: str = "sampled", loss: str | None = None,
