@@ -7,7 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from minidl import Tensor, grad, nn, optim
+import strict  # noqa: F401   makes the strict device known
+from minidl import Tensor, backend, grad, nn, optim
 from minidl import functions as F
 from minidl.data.loader import share
 from minidl.errors import ShapeError
@@ -195,3 +196,21 @@ class TestModel:
         for layer in local.run(rank, 2):
             np.testing.assert_allclose(layer.running_var, alone.running_var, rtol=1e-12)
             assert layer.steps == 1
+
+
+def test_on_another_device():
+    def rank(communicator):
+        layer = nn.BatchNorm(3, dtype="float64").to("strict:0")
+        synchronize(layer, communicator)
+        x = Tensor(X[share(7, communicator.rank, 2)], requires_grad=True).to("strict:0")
+        with Part(0, 4, 7, communicator.rank, 2) as part:
+            y = layer(x)
+            (y * y).sum().backward()
+        commit(unpack(layer, each) for each in communicator.gather_bytes(pack(layer, part.notes).tobytes()))
+        return layer
+
+    alone = nn.BatchNorm(3, dtype="float64")
+    alone(X)
+    for layer in local.run(rank, 2):
+        assert layer.gamma.grad.device == backend.device_of(layer.running_mean) == "strict:0"
+        np.testing.assert_allclose(backend.to_numpy(layer.running_mean), alone.running_mean, rtol=1e-12)

@@ -87,7 +87,8 @@ class KFAC(Optimizer):
             raise ArgumentError("KFAC: with loss= the model itself is needed, whose output the loss takes", hint="Give the Module.")
         self.damping_scale = 1.0                # Levenberg and Marquardt: what the damping is multiplied by
         self.seconds = dict.fromkeys(PHASES, 0.0)
-        self.total: Total | None = None         # many ranks: see `share`
+        self.ranks = 1                          # that train one model: see `share`
+        self.total: Total | None = None
         self.reports: list[str] = []            # what went wrong and was mended, and what is not covered
         self.told: set[str] = set()             # the parameters without a block that were named
         settings = Settings(inversion, sharing, Timing(factor_interval, warm_up), self._report)
@@ -151,8 +152,12 @@ class KFAC(Optimizer):
         """Update every parameter that has a gradient and is not frozen; gradients stay as they are.
 
         closure: gives the loss of the same minibatch, without a backward pass. With it the damping is adapted every 5 steps, as
-        levenberg.py says. GraphError if no parameter has a gradient; NumericsError if a direction is not finite.
+        levenberg.py says. GraphError if no parameter has a gradient; NumericsError if a direction is not finite; ArgumentError for a
+        closure on one of many ranks.
         """
+        if closure is not None and self.ranks > 1:
+            raise ArgumentError("KFAC.step: a closure gives the loss of this rank's examples, by which each would adapt its own damping",
+                                hint="Leave it out: on many ranks the damping is what it was given as, or a schedule.")
         self.prepare()
         damping = self.present_damping()
         directions = self.directions(damping)
@@ -270,8 +275,12 @@ class KFAC(Optimizer):
         self.total = total
         if self.statistics.due():
             with self._timed("factors"):
-                joint = Joint(self.statistics, gather(self.collected()), rank)
+                told = gather(self.collected())
+                joint = Joint(self.statistics, told, rank)
                 joint.take(total(joint.arrays))
+            self.ranks = len(told)
+        for block in self.blocks.values() if self.ranks > 1 else ():
+            block.forget()                      # this rank's rows are not the whole gradient
 
     def collected(self) -> bytes:
         """What this rank has seen in this step, but for the arrays: for everyone's `Joint`."""

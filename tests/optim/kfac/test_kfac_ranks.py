@@ -7,7 +7,7 @@ from curved import mlp, numbers, plain_kfac, targets
 from minidl import functions as F
 from minidl import models, nn, pool
 from minidl.data.loader import share
-from minidl.errors import ExchangeError
+from minidl.errors import ArgumentError, ExchangeError
 from minidl.nn.part import Part, commit, pack, unpack
 from minidl.optim import KFAC, Adam
 from minidl.optim.kfac.ranks import Joint
@@ -309,6 +309,12 @@ class TestShare:
         before = KFAC(mlp(), damping=0.1, momentum=0, lr=1.0, kl_clip=None, fisher="sampled").state_dict()["kfac"]
         optimizer.zero_grad()
         assert optimizer.state_dict()["kfac"] == before | {"weight": optimizer.statistics.weight, "full": optimizer.statistics.full}
+
+    def test_damping_does_not_adapt_to_a_part_of_the_examples(self):
+        optimizer = self.seen(mlp(), Part(0, 5, 10, 0, 2))
+        optimizer.share(lambda content: [content] * 2, lambda arrays: arrays, 0)
+        with pytest.raises(ArgumentError, match="a closure gives the loss of this rank's examples"):
+            optimizer.step(lambda: 1.0)
 
     def test_models_that_differ(self):
         pair = [self.seen(mlp(sizes=(3, size, 3)), Part(5 * rank, 5, 10, rank, 2)) for rank, size in enumerate((4, 6))]
