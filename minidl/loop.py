@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from minidl import backend, memory
 from minidl import functions as F
@@ -18,7 +22,7 @@ from minidl.autograd import no_grad
 from minidl.backend import Array
 from minidl.data import Loader
 from minidl.data.transforms import whole
-from minidl.errors import GraphError, NumericsError, RankLost
+from minidl.errors import GraphError, MinidlError, NumericsError, RankLost
 from minidl.nn import Module
 from minidl.nn.streams import Streams
 from minidl.optim import Optimizer
@@ -92,19 +96,21 @@ def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int 
     epochs, accumulate = whole("fit", "epochs", epochs, 0), whole("fit", "accumulate", accumulate, 1)
     objective, team = objective or classification(), team or Alone()
     run = Run(model, optimizer, train if isinstance(train, Loader) else Loader(train), epochs, right=0 if objective.right else None, team=team)
-    if resume is not None and team.leads:
+    if resume is not None:
         run.load_state(*resume)
-    run.begin()
+    if not team.begin(run, partial(rehearse, run, objective)):
+        return run.history              # a spare that was never needed
     streams = Streams(model, cut=accumulate > 1 or team.cuts)
     memory.tune_allocator()             # the arrays of a step find the memory of the step before
     # Step 1, initialise W, was done by whoever made the model (models.create), or by the checkpoint.
     for callback in callbacks:
         callback.start(run)
-    while not run.ended:
+    over = False
+    while not over:
+        leads = team.leads
         try:
-            model.train()
             started = time.perf_counter()
-            for x, y in team.deal(run.loader).epoch(run.epoch, start=run.minibatch):        # Step 2: take a minibatch.
+            for x, y in minibatches(run):                                       # Step 2: take a minibatch.
                 facts = learn(run, to_model(model, x), to_model(model, y), objective, accumulate, clip, streams)
                 run.count(facts, time.perf_counter() - started)
                 for callback in callbacks:
@@ -112,15 +118,41 @@ def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int 
                 started = time.perf_counter()
                 if run.ended:
                     break
-            if run.minibatch >= len(run.loader):
+            if not run.finished and run.minibatch >= len(run.loader):
                 end_epoch(run, test, objective, callbacks, streams)
+            if run.ended:
+                team.agree()            # nobody leaves before all have come here
+                over = True
         except RankLost as loss:
-            team.recover(run, loss)     # and the minibatch at which it happened is taken again
+            team.recover(run, loss)     # and what was not finished is done again
+            if team.leads and not leads:
+                for callback in callbacks:
+                    callback.start(run)
+        except BaseException:
+            team.abandon()
+            raise
     for callback in callbacks:
         callback.end(run)
     team.leave()
     memory.give_back()
     return run.history
+
+
+def minibatches(run: Run) -> Iterator[tuple[Array, Array]]:
+    """This process's part of each minibatch that is left of an epoch; none when the run has ended."""
+    run.model.train()
+    return iter(()) if run.ended else run.team.deal(run.loader).epoch(run.epoch, start=run.minibatch)
+
+
+def rehearse(run: Run, objective: Objective) -> None:
+    """Go through what a minibatch takes, so that everything is loaded and compiled. What it has changed is to be set back."""
+    x, y = run.loader.data[np.arange(min(len(run.loader.data), run.loader.batch_size))]
+    run.model.train()
+    run.optimizer.zero_grad()
+    with suppress(MinidlError):         # what is wrong will be told by a process that trains
+        objective.loss(run.model(to_model(run.model, x)), x, y).backward()
+        run.optimizer.step()
+    run.optimizer.zero_grad()
 
 
 def learn(run: Run, x: Array, y: Array, objective: Objective, accumulate: int, clip: float | None, streams: Streams) -> Facts:
@@ -150,6 +182,7 @@ def end_epoch(run: Run, test: Any, objective: Objective, callbacks: Sequence[Cal
     """Take the metrics of an epoch and set the Run to the start of the next one."""
     with streams.kept():
         test_loss, test_accuracy = (None, None) if test is None else evaluate(run.model, test, objective, run.team)
+    run.team.agree()
     metrics = {
         "epoch": run.epoch + 1,
         "train_loss": run.loss / run.seen,
@@ -178,7 +211,7 @@ def evaluate(model: Module, data: Any, objective: Objective | None = None, team:
     loader = data if isinstance(data, Loader) else Loader(data, batch_size=256, shuffle=False)
     modes = [(module, module.training) for _, module in model.named_modules()]
     model.eval()
-    loss, right, seen = 0.0, 0, 0
+    loss, right, seen = 0.0, 0.0, 0.0
     try:
         for x, y in team.deal(loader).epoch(0):
             if not len(x):

@@ -56,14 +56,6 @@ class Run:
         """Whether all epochs are done, or it was asked to stop."""
         return self.finished or self.stopped or (self.stop and not self.team.cuts)
 
-    def begin(self) -> None:
-        """Every rank of the team begins where rank 0 stands."""
-        self.team.bind(self.model, self.optimizer)
-        if self.team.cuts:
-            arrays, rest = self.team.same(*self.state())
-            if not self.team.leads:
-                self.load_state(arrays, rest)
-
     def clocks(self) -> dict[str, float]:
         """The seconds that the optimizer and the exchange have counted for their phases."""
         return {**self.optimizer.seconds, **self.team.seconds}

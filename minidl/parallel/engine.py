@@ -7,13 +7,16 @@ lowest is the most urgent.
 With a thread, jobs are taken as they come in, the most urgent first. Every rank must run them in one order, or two ranks could each wait
 for what the other has put off: so rank 0 names the next one, as soon as it is ready there, and the others follow. What a job does is the
 exchange's business (exchange.py), and when it comes in is the team's (team.py).
+
+The same numbers come in again at every step. A rank that is ahead may have begun the next one; what it has put off of the last comes first
+all the same, because others may wait for it before they begin.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from contextvars import copy_context
@@ -40,6 +43,7 @@ class Engine:
     def __init__(self, communicator: Communicator, beside: bool = False, window: int = WINDOW):
         self.communicator, self.beside, self.window = communicator, beside, window
         self.waiting: dict[int, Job] = {}               # by number
+        self.rounds: Counter[int] = Counter()           # how many times each number was given
         self.active: dict[int, Running] = {}
         self.unfinished: set[int] = set()               # of both
         self.changed = threading.Condition()            # guards `waiting` and `unfinished`
@@ -48,7 +52,7 @@ class Engine:
         self.named: deque[int] = deque()                # that rank 0 has named and that have not begun
         self.sending: list[Request] = []
         self.next_name: tuple[np.ndarray, Request] | None = None
-        self.closing = False
+        self.closing = self.dropped = False
         self.thread: threading.Thread | None = None
         if beside:
             context = copy_context()
@@ -63,6 +67,7 @@ class Engine:
             if number in self.unfinished:
                 raise ExchangeError(f"engine: job {number} is not over, and cannot be begun again")
             self.unfinished.add(number)
+            self.rounds[number] += 1
             self.waiting[number] = job
             self.changed.notify_all()
 
@@ -87,6 +92,15 @@ class Engine:
         if self.thread is not None and self.thread is not threading.current_thread():
             self.thread.join(10)
 
+    def drop(self) -> None:
+        """End at once, without a word to the others: somebody has died. Jobs are forgotten; errors too."""
+        with self.changed:
+            self.dropped = self.closing = True
+            self.changed.notify_all()
+        if self.thread is not None:
+            self.thread.join(10)
+        self.waiting, self.active, self.unfinished, self.error = {}, {}, set(), None
+
     # Without a thread: in the order of the numbers, which is the same on every rank
 
     def _run_here(self) -> None:
@@ -94,7 +108,7 @@ class Engine:
             looks = 0
             while self.waiting or self.active:
                 while self.waiting and len(self.active) < self.window:
-                    self._begin(min(self.waiting))
+                    self._begin(self._most_urgent())
                 looks = 0 if self._look() else looks + 1
                 if looks > 20:
                     time.sleep(NAP)
@@ -122,21 +136,22 @@ class Engine:
                 self.error = error
                 self.changed.notify_all()
         else:
-            self._part()
+            if not self.dropped:
+                self._part()
         finally:
             self.active = {}
 
     def _part(self) -> None:
         """Say, or hear, that no more will be named: no message is left behind for whoever frees the communicator."""
         until = time.monotonic() + PATIENCE
-        if self.communicator.rank == 0:
-            name = np.array(NO_MORE, np.int64)
-            self.sending += [self.communicator.isend(name, rank, NAMES) for rank in range(1, self.communicator.size)]
-        elif self.next_name is None:
-            name = np.empty((), np.int64)
-            self.next_name = name, self.communicator.irecv(name, 0, NAMES)
-        left = self.sending if self.next_name is None else [*self.sending, self.next_name[1]]
         with suppress(ExchangeError):
+            if self.communicator.rank == 0:
+                name = np.array(NO_MORE, np.int64)
+                self.sending += [self.communicator.isend(name, rank, NAMES) for rank in range(1, self.communicator.size)]
+            elif self.next_name is None:
+                name = np.empty((), np.int64)
+                self.next_name = name, self.communicator.irecv(name, 0, NAMES)
+            left = self.sending if self.next_name is None else [*self.sending, self.next_name[1]]
             while left and time.monotonic() < until:
                 left = [request for request in left if not request.done()]
                 time.sleep(NAP)
@@ -146,8 +161,7 @@ class Engine:
         self.sending = [request for request in self.sending if not request.done()]
         moved = False
         while self.waiting and len(self.active) < self.window:
-            with self.changed:
-                number = min(self.waiting)
+            number = self._most_urgent()
             name = np.array(number, np.int64)
             self.sending += [self.communicator.isend(name, rank, NAMES) for rank in range(1, self.communicator.size)]
             self._begin(number)
@@ -172,6 +186,11 @@ class Engine:
         return moved
 
     # Both
+
+    def _most_urgent(self) -> int:
+        """The lowest number, of the earliest round."""
+        with self.changed:
+            return min(self.waiting, key=lambda number: (self.rounds[number], number))
 
     def _begin(self, number: int) -> None:
         with self.changed:

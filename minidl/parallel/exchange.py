@@ -152,6 +152,12 @@ class Exchange(ABC):
             for memory in memories.values():
                 memory.rollback()
 
+    def inherit(self, before: Exchange, alike: bool) -> None:
+        """Owe what another exchange has owed: of this rank's gradients, and, among as many ranks (alike), of sums and weights."""
+        self.up = before.up
+        if alike:
+            self.down, self.changes = before.down, before.changes
+
     def plain(self, layout: Layout) -> Exchange:
         """The same strategy for other arrays, on every rank and without compression."""
         return type(self)(self.communicator, layout, alike=True)

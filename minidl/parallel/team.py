@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -54,6 +54,20 @@ class Facts:
     stop: bool = False
 
 
+class Run(Protocol):
+    """What a team must know of a run: see minidl/run.py."""
+
+    model: Module
+    optimizer: Optimizer
+    step: int
+
+    def state(self) -> State:
+        """All that there is to it."""
+
+    def load_state(self, arrays: dict[str, Array], rest: dict[str, Any]) -> None:
+        """Go where another one stood."""
+
+
 class Alone:
     """A team of one: every example is its own, and so is the gradient."""
 
@@ -84,6 +98,11 @@ class Alone:
     def bind(self, model: Module, optimizer: Optimizer) -> None:
         """From now on it is about these."""
         self.model, self.optimizer = model, optimizer
+
+    def begin(self, run: Run, rehearse: Callable[[], Any]) -> bool:
+        """Begin a run, where rank 0 stands. Gives whether this process takes part. rehearse: goes through all that a minibatch takes."""
+        self.bind(run.model, run.optimizer)
+        return True
 
     def listen(self) -> None:
         """The backward pass that comes is the last of this minibatch: gradients are final when it says so."""
@@ -117,12 +136,19 @@ class Alone:
     def load_state(self, state: dict[str, Array]) -> None:
         """Go back to where `state` was taken, by however many ranks. Every rank calls it with the same."""
 
-    def recover(self, run: Any, loss: RankLost) -> None:
-        """Somebody has died: go on without, or raise the loss again."""
+    def agree(self) -> None:
+        """Come back when everybody has got as far as this. RankLost if somebody has not, and never will."""
+
+    def recover(self, run: Run, loss: RankLost) -> None:
+        """Somebody has died: make ready to go on without, or raise the loss again."""
+        self.abandon()
         raise loss
 
     def leave(self) -> None:
         """It is over."""
+
+    def abandon(self) -> None:
+        """It is over because something went wrong here: wait for nobody."""
 
 
 class Team(Alone):
@@ -139,7 +165,7 @@ class Team(Alone):
                  staging: Staging | None = None):
         if overlap not in OVERLAPS:
             raise ArgumentError(f"Team: overlap {overlap!r} is not known{nearest(overlap, OVERLAPS)}", hint=f"Known are {', '.join(OVERLAPS)}.")
-        if not master_computes and communicator.size < 2:
+        if not master_computes and communicator is not None and communicator.size < 2:
             raise ArgumentError("Team: a master that does not compute needs at least one worker")
         self.strategy, self.overlap, self.chunk, self.window, self.alike = exchange, overlap, chunk, window, alike
         self.compress, self.feedback, self.master_computes = compress, feedback, master_computes
@@ -177,9 +203,16 @@ class Team(Alone):
 
     # A model and an optimizer
 
+    def begin(self, run: Run, rehearse: Callable[[], Any]) -> bool:
+        self.bind(run.model, run.optimizer)
+        arrays, rest = self.same(*(run.state() if self.leads else ({}, None)))
+        if not self.leads:
+            run.load_state(arrays, rest)
+        return True
+
     def bind(self, model: Module, optimizer: Optimizer) -> None:
         """From now on it is about these, which every rank has built alike."""
-        self.leave()
+        self.unbind()
         self.model, self.optimizer = model, optimizer
         self.learned = {path: p for path, p in optimizer.parameters.items() if p.requires_grad}
         self.layout = Layout(self.learned, self.chunk)
@@ -209,13 +242,30 @@ class Team(Alone):
                                     hint="Every rank must run the same program with the same options.")
 
     def leave(self) -> None:
+        self.unbind()
+
+    def unbind(self) -> None:
+        """Let go of the model: what is on its way arrives first."""
         if self.bound:
-            self.bound = False
-            for hook in self.hooks:
-                hook.remove()
             with suppress(ExchangeError):
                 self.settle()
+            self._let_go()
             self.engine.close()
+
+    def abandon(self) -> None:
+        if self.bound:
+            self._let_go()
+            self.engine.drop()
+
+    def _let_go(self) -> None:
+        """Nothing waits for the model's gradients any more, and nobody for its weights."""
+        self.bound = False
+        for hook in self.hooks:
+            hook.remove()
+        with self.changed:
+            for p in self.learned.values():
+                arriving.pop(id(p), None)
+            self.changed.notify_all()
 
     def sums(self, numbers: Iterable[float]) -> list[float]:
         return [added(column) for column in self.talk.allgather(np.array(list(numbers), np.float64)).T]
@@ -290,16 +340,14 @@ class Team(Alone):
             self.engine.wait()
             if isinstance(self.optimizer, KFAC):
                 self.optimizer.share(self.talk.gather_bytes, self.total, self.rank)
-        self.agree()
+        self.agree()                                        # nothing has changed yet
         self.seconds["exchange"] += time.perf_counter() - started
+        self.exchange.commit()
         commit(noted)
         if not later:
             self._update_now(present, clip)
         self._begin()
         return everyones
-
-    def agree(self) -> None:
-        """Everything has arrived here, and nothing has changed yet. RankLost if somebody is not that far, and never will be."""
 
     def _meet(self, facts: Facts, notes: Notes) -> tuple[Facts, list[str], list[Notes]]:
         """Everyone's facts together, the parameters for which anybody has a gradient, and each rank's notes."""
@@ -431,6 +479,8 @@ class Team(Alone):
         for path, p in self.learned.items():
             if self.missing[path]:
                 arriving[id(p)] = partial(self._until, path)
+            elif self.updates and path in self.present:     # it has no numbers, and is in no chunk
+                self.optimizer.update_one(path, self.gradients[path], self.options)
         if not self.updates:
             for chunk in self.layout.chunks:
                 self._submit_spread(chunk)
@@ -490,7 +540,8 @@ class Team(Alone):
             raise self.engine.error
 
     def settle(self) -> None:
-        self.engine.wait()
+        if self.bound:
+            self.engine.wait()
 
 
 class Gate:
