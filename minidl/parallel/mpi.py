@@ -3,7 +3,8 @@
 Only non-blocking sends and receives of raw bytes go through MPI, polled with Test; a collective operation is made of them. MPI's own
 (Ibcast, Iallgather) do not tell a wrong size, print to the error output when a process dies, and go on writing into arrays that they
 have given up. Groups, revoke, agree and shrink are MPI's (the latter three its ULFM extension: Open MPI 5, `mpiexec --with-ft ulfm`).
-mpi4py is imported when `world` is called, not before; importing it is what starts MPI.
+mpi4py is imported when `world` is called, not before; importing it is what starts MPI. A message larger than the room for it is told
+as long as it is below MPI's eager limit (4 KiB); above it, Open MPI 5.0.11 itself hangs or ends the process.
 """
 
 from __future__ import annotations
@@ -97,6 +98,8 @@ class Message(Request):
     """Bytes on their way, in one or several MPI messages; over when all of them are."""
 
     def __init__(self, communicator: MPICommunicator, operation: str):
+        if communicator.tolerant and communicator.comm.Is_revoked():        # a send that needs no answer would find nothing wrong
+            raise RankLost(f"{operation}: the communicator was revoked")
         self.communicator, self.operation = communicator, operation
         self.parts: deque[Part] = deque()
         self.lock = threading.RLock()       # another thread may pass on what came, or wait for its end after a revoke
@@ -193,9 +196,12 @@ class Part:
 
 
 def pieces(x: np.ndarray) -> list[np.ndarray]:
-    """x (bytes,) cut into messages. The odd piece goes first: who expects another size sees it there, before the next message comes."""
-    odd = len(x) % interface.LARGEST or min(len(x), interface.LARGEST)
-    return [x[:odd], *(x[start:start + interface.LARGEST] for start in range(odd, len(x), interface.LARGEST))]
+    """x (bytes,) cut into messages. How long they are tells how many there are: who expects another size sees it in one that comes."""
+    count, length = 1, interface.LARGEST
+    while count * length < len(x):
+        count += 1
+        length = interface.LARGEST - 64 * count
+    return [x[k * length:(k + 1) * length] for k in range(count)]
 
 
 def translated(error: MPI.Exception, operation: str, died: str = "a rank has died", **facts: Any) -> ExchangeError:
@@ -233,6 +239,7 @@ class MPICommunicator(Communicator):
         self.comm = comm
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.top: int = library().COMM_WORLD.Get_attr(library().TAG_UB)
+        self.tolerant = tolerant()
         self.number = 0                                         # collective operations so far
 
     def isend(self, x: np.ndarray, to: int, tag: int = 0) -> Request:
@@ -334,7 +341,7 @@ class MPICommunicator(Communicator):
     def shrink(self) -> Communicator:
         comm = self.comm.Shrink()
         until = time.monotonic() + DRAIN
-        for message in list(_under_way):                # of any communicator that was revoked: their arrays will be used again
+        for message in list(_under_way):                        # of any communicator that was revoked: their arrays will be used again
             if message.communicator.comm.Is_revoked():
                 message.drain(until)
         return MPICommunicator(comm)
