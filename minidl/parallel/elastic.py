@@ -100,7 +100,10 @@ class Elastic(Team):
         """A spare's life: until it is needed (True), or the run is over."""
         while self.stands_by:
             told = np.zeros(1, np.uint8)
-            waiting: list[Request] = [self.world.irecv(told, rank, DISMISSED) for rank in self.training]
+            waiting: list[Request] = []
+            for rank in self.training:
+                with suppress(RankLost):
+                    waiting.append(self.world.irecv(told, rank, DISMISSED))
             while waiting:
                 for request in list(waiting):
                     try:
@@ -184,6 +187,7 @@ class Elastic(Team):
         if group is not None:
             donor = order.index(trained[0][1])
             self.take(group)
+            self.optimizer.zero_grad()          # and what K-FAC has seen of a minibatch that was not finished
             mine, more = run.state() if rank == donor else (None, None)
             arrays, rest = broadcast_state(self.talk, mine, more, donor)
             if rank != donor:

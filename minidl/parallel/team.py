@@ -32,6 +32,7 @@ from minidl.nn import Module
 from minidl.nn.part import Notes, Part, commit, pack, unpack
 from minidl.optim import KFAC, Optimizer, clip_grad_norm
 from minidl.parallel import exchange as exchanges
+from minidl.parallel.batch_norm import synchronize
 from minidl.parallel.communicator import Communicator
 from minidl.parallel.engine import WINDOW, Engine, Job
 from minidl.parallel.layout import CHUNK, Chunk, Layout
@@ -93,7 +94,7 @@ class Alone:
 
     def parts(self, size: int, count: int) -> list[Part]:
         """This rank's parts of a minibatch of so many examples, of which it takes its own through the model in `count` passes at most."""
-        return cut(share(size, 0, 1), size, count, 0)
+        return cut(slice(0, size), size, count)
 
     def bind(self, model: Module, optimizer: Optimizer) -> None:
         """From now on it is about these."""
@@ -156,19 +157,21 @@ class Team(Alone):
 
     exchange: the name of a strategy. overlap: one of OVERLAPS. compress: "none", "fp16", "int8" or "topk:0.01", see compression.py;
     feedback: False to forget what compression leaves out, which is worse. chunk: bytes that are sent as one. window: chunks under way
-    at a time. master_computes: False for a rank 0 that only sums and updates. alike: see Exchange. staging: see staging.py.
+    at a time. master_computes: False for a rank 0 that only sums and updates. sync_batch_norm: batch normalization takes the mean and the
+    variance of the whole minibatch, and not of each rank's part. alike: see Exchange. staging: see staging.py.
     ArgumentError for what makes no sense. What `fit` does in order is: bind, then for each minibatch parts, listen, update.
     """
 
     def __init__(self, communicator: Communicator, exchange: str = "allreduce", *, overlap: str = "none", compress: str = "none",
-                 feedback: bool = True, chunk: int = CHUNK, window: int = WINDOW, master_computes: bool = True, alike: bool = False,
-                 staging: Staging | None = None):
+                 feedback: bool = True, chunk: int = CHUNK, window: int = WINDOW, master_computes: bool = True,
+                 sync_batch_norm: bool = False, alike: bool = False, staging: Staging | None = None):
         if overlap not in OVERLAPS:
             raise ArgumentError(f"Team: overlap {overlap!r} is not known{nearest(overlap, OVERLAPS)}", hint=f"Known are {', '.join(OVERLAPS)}.")
         if not master_computes and communicator is not None and communicator.size < 2:
             raise ArgumentError("Team: a master that does not compute needs at least one worker")
         self.strategy, self.overlap, self.chunk, self.window, self.alike = exchange, overlap, chunk, window, alike
         self.compress, self.feedback, self.master_computes = compress, feedback, master_computes
+        self.sync_batch_norm = sync_batch_norm
         self.staging = staging or Staging()
         self.seconds = {"exchange": 0.0}                    # in which this thread waited for others
         self.bound = False
@@ -199,7 +202,7 @@ class Team(Alone):
 
     def parts(self, size: int, count: int) -> list[Part]:
         number, among = self.place()
-        return [] if number is None else cut(share(size, number, among), size, count, number)
+        return [] if number is None else cut(share(size, number, among), size, count, number, among, self.sync_batch_norm)
 
     # A model and an optimizer
 
@@ -226,6 +229,9 @@ class Team(Alone):
         self.engine = Engine(self.wire, self.overlap != "none", self.window)
         self.hooks = [] if self.overlap == "none" else [p.register_ready_hook(partial(self._ready, path)) for path, p in self.learned.items()]
         self.after = FIRST + 2 * len(self.layout.chunks)    # numbers of jobs from here on are free
+        if self.sync_batch_norm:
+            computing = self.talk.split(None if self.place()[0] is None else 0, self.rank)
+            synchronize(model, computing)
         self.listening, self.bound = False, True
         self.changed = threading.Condition()                # guards what the engine's thread says of arrivals
         self._begin()
@@ -552,11 +558,12 @@ class Gate:
         self.early: list[Chunk] = []
 
 
-def cut(own: slice, size: int, count: int, number: int) -> list[Part]:
-    """The part of a minibatch that is a rank's, in `count` parts at most; number: of the rank. Empty parts are left out."""
+def cut(own: slice, size: int, count: int, number: int = 0, among: int = 1, empty: bool = False) -> list[Part]:
+    """What is a rank's own of a minibatch, in `count` parts; number: of the rank among those that compute. empty: also parts of nothing."""
     length = own.stop - own.start
-    slices = [share(length, i, count) for i in range(min(count, length))]
-    return [Part(own.start + s.start, s.stop - s.start, size, number * count + i) for i, s in enumerate(slices)]
+    slices = [share(length, i, count) for i in range(count)]
+    return [Part(own.start + s.start, s.stop - s.start, size, number * count + i, among * count)
+            for i, s in enumerate(slices) if empty or s.stop > s.start]
 
 
 def added(numbers: Iterable[float]) -> float:
