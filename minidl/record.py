@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from minidl import backend
+from minidl.backend import Array
 from minidl.checkpoint import Checkpoints, write
 from minidl.errors import CheckpointError, ConfigError, NumericsError
 from minidl.loop import Callback
@@ -38,6 +39,8 @@ class Record(Callback):
 
     def start(self, run: Run) -> None:
         """The config, a checkpoint of the beginning, and the metrics: those of a run that is resumed are cut back to where it stands."""
+        if not run.team.leads:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in (*self.folder.glob(".*.tmp"), *self.checkpoints.folder.glob(".*.tmp")):     # of a process killed while writing
             leftover.unlink(missing_ok=True)
@@ -45,7 +48,7 @@ class Record(Callback):
         if run.step in self.checkpoints.files():
             self.saved_at = run.step                # it was resumed from there
         else:
-            self.save(run)
+            self.write(run, {})                     # the exchange owes nothing yet; where another process led before, it is not known here
         self.write_metrics(run)
 
     def step(self, run: Run, loss: float) -> None:
@@ -60,12 +63,19 @@ class Record(Callback):
 
     def end(self, run: Run) -> None:
         """A checkpoint of the very last update."""
-        if self.saved_at != run.step:
+        if run.minibatch:                           # otherwise that of the epoch is
             self.save(run)
 
     def save(self, run: Run) -> None:
-        """Write a checkpoint. NumericsError, and nothing is written, if anything in it is no longer finite."""
+        """Write a checkpoint; every rank brings what its exchange owes, the first one writes. NumericsError as `write`."""
+        owed = run.team.state()
+        if run.team.leads:
+            self.write(run, owed)
+
+    def write(self, run: Run, owed: Mapping[str, Array]) -> None:
+        """The checkpoint itself. NumericsError, and nothing is written, if anything in it is no longer finite."""
         arrays, rest = run.state()
+        arrays |= {f"exchange.{name}": x for name, x in owed.items()}
         for name, x in arrays.items():
             if x.dtype.kind == "f" and not bool(backend.of(x).isfinite(x).all()):
                 raise NumericsError(f"{name} is no longer finite after step {run.step}",
@@ -84,6 +94,8 @@ class Record(Callback):
 
     def write_metrics(self, run: Run) -> None:
         """One object an epoch."""
+        if not run.team.leads:
+            return
         write(self.folder / "metrics.jsonl", "".join(json.dumps(metrics, allow_nan=False) + "\n" for metrics in run.history).encode())
 
 

@@ -42,6 +42,7 @@ class Run:
     stop: bool = False                  # this process wants it to end
     stopped: bool = False               # all ranks have agreed to
     team: Alone = field(default_factory=Alone)                      # the processes that train the model
+    owed: dict[str, Array] = field(default_factory=dict)            # what the exchange of a checkpoint had left out, to be sent later
 
     def __post_init__(self) -> None:
         self.counted = self.clocks()                                # what had been counted when it was last looked at
@@ -99,6 +100,7 @@ class Run:
         for path, generator in generators(self.model):
             if path in rest["generators"]:
                 generator.bit_generator.state = rest["generators"][path]
+        self.owed = part(arrays, "exchange.")
         numbers = {"phases": {}} | rest["run"]                  # which are not in the checkpoints of older versions
         for name in NUMBERS:
             setattr(self, name, numbers[name])

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from minidl import backend, data, models, optim
+from minidl import backend, data, models, optim, parallel
 from minidl.data import Dataset, Loader, Normalise
 from minidl.data.catalogue import CLASSES
 from minidl.data.images import border
@@ -26,6 +26,9 @@ from minidl.errors import ConfigError, nearest
 from minidl.loop import Objective, classification, reconstruction
 from minidl.nn import Module
 from minidl.optim.kfac.statistics import FISHERS
+from minidl.parallel.codecs import codec
+from minidl.parallel.elastic import Elastic
+from minidl.parallel.team import OVERLAPS
 
 LEARNING_RATES = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001, "kfac": 0.03}
 MOMENTUM = ("sgd", "kfac")              # those that have it
@@ -36,11 +39,13 @@ SCHEDULES = ("constant", "step", "cosine", "polynomial")
 AUGMENTATIONS = {"none": "", "shift": "shifted by up to 1 pixel", "crop-flip": "cropped after 4 pixels of padding, and flipped"}
 USUAL_EPOCHS = {"digits": 100}         # they are few and small; 10 for anything else
 USUAL_AUGMENTATION = {"digits": "shift", "cifar10": "crop-flip"}
+EXCHANGE = {"exchange": "allreduce", "overlap": "backward", "compress": "none", "feedback": True, "chunk_size": 512, "master_computes": True,
+            "sync_batch_norm": False, "elastic": False, "spares": 0, "log_dir": None}           # of many processes
 LEAST = {"epochs": 0, "batch_size": 1, "accumulate": 1, "momentum": 0, "weight_decay": 0, "warm_up": 0, "label_smoothing": 0, "threads": 1,
-         "seed": 0, "checkpoint_every": 1, "keep": 1, "damping": 0, "factor_interval": 1, "inverse_interval": 1}
+         "seed": 0, "checkpoint_every": 1, "keep": 1, "spares": 0, "chunk_size": 1, "damping": 0, "factor_interval": 1, "inverse_interval": 1}
 TRAINING = ("epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum", "weight_decay", "schedule", "warm_up", "clip", "augment",
             "seed", "out", "checkpoint_every", "keep", *KFAC)               # what a test has no use for
-OF_THE_COMMAND = ("config", "resume", "out", "eval_only", "typed", "filed")     # what a resumed run does not take over
+OF_THE_COMMAND = ("config", "resume", "out", "eval_only", "typed", "filed", "elastic", "spares", "log_dir")     # what a resumed run does not take over
 
 Plan = list[tuple[str, str]]            # what will be done, in pairs of a word and a text
 
@@ -48,10 +53,11 @@ Plan = list[tuple[str, str]]            # what will be done, in pairs of a word 
 # Options
 
 
-def settle(options: SimpleNamespace) -> Plan:
+def settle(options: SimpleNamespace, processes: int | None = None) -> Plan:
     """Give a value to every option that was left open; the result names those of a config file that are not used.
 
-    ConfigError for options that are out of range, unknown, or would not be used.
+    processes: how many an MPI launcher has started; None if none has. ConfigError for options that are out of range, unknown, or would
+    not be used.
     """
     options.factor_interval = count_or_word("factor_interval", options.factor_interval, "adaptive")
     for name, value in vars(options).items():
@@ -84,6 +90,7 @@ def settle(options: SimpleNamespace) -> Plan:
             setattr(options, name, None)
         elif getattr(options, name) is None and name != "inverse_interval":         # which depends on the model
             setattr(options, name, value)
+    notes += settle_exchange(options, processes)
     if options.resume is not None:
         notes += unused(options, ["out", "weights"], "with --resume the run goes on in its folder, with its weights")
     if options.eval_only:
@@ -98,6 +105,44 @@ def settle(options: SimpleNamespace) -> Plan:
         options.augment = USUAL_AUGMENTATION.get(options.data, "none")
     options.device = backend.named_device(options.device)
     return notes
+
+
+def settle_exchange(options: SimpleNamespace, processes: int | None) -> Plan:
+    """The same for the options of many processes."""
+    notes: Plan = []
+    if options.exchange is not None:
+        known("exchange", options.exchange, parallel.names())
+    if options.overlap is not None:
+        known("overlap", options.overlap, OVERLAPS)
+    if options.compress is not None:
+        codec(options.compress)
+    given = [name for name in EXCHANGE if getattr(options, name) is not None]
+    if processes is None and not (options.exchange and "exchange" in options.typed):
+        notes += unused(options, [name for name in given if getattr(options, name) != EXCHANGE[name]],
+                        "this is one process; start several with python -m minidl.launch or mpiexec")
+    for name, value in EXCHANGE.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if options.spares and not options.elastic:
+        raise ConfigError("--spares are for --elastic", hint="Add it.")
+    if processes is not None and options.spares >= processes:
+        raise ConfigError(f"--spares {options.spares}: there are {processes} processes, and at least one must train",
+                          hint="Start more: python -m minidl.launch -n 4 --spares 1 -- ...")
+    if options.elastic and options.overlap == "forward":
+        raise ConfigError("--overlap forward changes weights before all ranks have agreed on a step, and --elastic cannot take that back",
+                          hint="Use --overlap backward.")
+    if not options.feedback and options.compress == "none":
+        raise ConfigError("--no-feedback would not be used: nothing is compressed", hint="Leave it out, or give --compress.")
+    if not options.master_computes and options.exchange != "master-worker":
+        raise ConfigError(f"--no-master-computes: {options.exchange} has no master", hint="Use --exchange master-worker, or leave it out.")
+    return notes
+
+
+def make_team(options: SimpleNamespace, world: parallel.Communicator) -> parallel.Team:
+    """This process among those that train."""
+    chosen = {"exchange": options.exchange, "overlap": options.overlap, "compress": options.compress, "feedback": options.feedback,
+              "chunk": 1024 * options.chunk_size, "master_computes": options.master_computes, "sync_batch_norm": options.sync_batch_norm}
+    return Elastic(world, options.spares, **chosen) if options.elastic else parallel.Team(world, **chosen)
 
 
 def flag(name: str) -> str:

@@ -12,7 +12,9 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,79 +24,139 @@ import numpy as np
 import typer
 
 import minidl
-from minidl import kernels, optim, pool
+from minidl import kernels, optim, parallel, pool
 from minidl.checkpoint import Checkpoints, Found, load
 from minidl.config import CountOrWord, gather
-from minidl.display import Display, errors_told, number, percent, tell
+from minidl.data.catalogue import CLASSES
+from minidl.display import Display, errors_told, make_console, number, percent, tell
 from minidl.errors import CheckpointError, NumericsError
 from minidl.loop import Callback, Objective, classification, evaluate, fit, reconstruction
 from minidl.optim.schedule import value_at
+from minidl.parallel import Communicator, mpi
+from minidl.parallel.ending import Ending, end_together, ranks_here
+from minidl.parallel.quiet import quiet
 from minidl.record import Record, claimed, command, new_folder, read_config
 from minidl.run import Run, part
-from minidl.task import Plan, Task, make_optimizer, make_task, settle
+from minidl.task import Plan, Task, make_optimizer, make_task, make_team, settle
 
 MOST = 16               # threads that are used without being asked for: the work of a step has about so many pieces
 
 __all__ = ["Callback", "Objective", "Run", "classification", "evaluate", "fit", "reconstruction"]
 
 
-def train(options: SimpleNamespace) -> int:
+@dataclass
+class Ranks:
+    """The processes that an MPI launcher has started, if one has; and how this one ends with the others, and comes to print."""
+
+    world: Communicator | None = None
+    ending: Ending | None = None
+    speak: Callable[[], None] = lambda: None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that says what is wrong, and makes the folder."""
+        return self.world is None or self.world.rank == 0
+
+    @contextmanager
+    def in_turn(self, wanted: bool) -> Iterator[None]:
+        """A block that the first process goes through before all others, so that what it has downloaded is there for them."""
+        if self.world is not None and wanted and not self.first:
+            self.world.barrier()
+        yield
+        if self.world is not None and wanted and self.first:
+            self.world.barrier()
+
+    def told(self, folder: Path | None) -> Path:
+        """The first process's folder."""
+        if self.world is None:
+            assert folder is not None
+            return folder
+        return Path(self.world.broadcast_bytes(None if folder is None else str(folder).encode()).decode())
+
+
+def begin(context: typer.Context) -> int:
+    """The command, in this process alone or in one of many; gives the exit status."""
+    if not mpi.launched():
+        return train(gather(context, main), Ranks())
+    world = mpi.world()
+    with end_together(world, tell) as ending:
+        options = gather(context, main)
+        with quiet(world, options.log_dir) as speak:
+            status = train(options, Ranks(world, ending, speak))
+        if status:
+            raise SystemExit(status)
+    mpi.leave(status)
+    return status
+
+
+def train(options: SimpleNamespace, ranks: Ranks) -> int:
     """Do what the options say; gives the exit status."""
-    notes = settle(options)
+    notes = settle(options, None if ranks.world is None else ranks.world.size)
     config = None if options.resume is None else read_config(options.resume)
-    task = make_task(options, config)
+    with ranks.in_turn(options.data in CLASSES):
+        task = make_task(options, config)
     with at_work(options.threads) as count, np.errstate(over="ignore", invalid="ignore", divide="ignore"):      # the loss is watched
-        task.plan.append(("device", options.device + (f", {count} thread{'s' * (count != 1)}" if options.device == "cpu" else "")))
+        threads = f", {count} thread{'s' * (count != 1)}" + (" a process" if ranks.world is not None else "")
+        task.plan.append(("device", options.device + (threads if options.device == "cpu" else "")))
         if options.device == "cpu" and not kernels.compiled():
             notes.append(("kernels", "the reference in NumPy; several times faster with pip install 'minidl[fast]'"))
             warnings.filterwarnings("ignore", "minidl would be several times faster")       # it has just been said
         task.notes += notes
-        return only_test(options, task) if options.eval_only else run(options, task, config)
+        return only_test(options, task, ranks) if options.eval_only else run(options, task, config, ranks)
 
 
 @contextmanager
 def at_work(count: int | None) -> Iterator[int]:
-    """Run a block on so many threads, on one a core (but no more than MOST) unless told otherwise; gives how many."""
+    """Run a block on so many threads, on one a core (but no more than MOST) unless told otherwise; gives how many.
+
+    The cores of a host are divided among the processes on it.
+    """
     if count is None and find_spec("threadpoolctl") is None:
         yield 1
     else:
-        with pool.threads(count or min(pool.cores(), MOST)) as found:
+        with pool.threads(count or min(max(pool.cores() // ranks_here(), 1), MOST)) as found:
             yield found
 
 
-def only_test(options: SimpleNamespace, task: Task) -> int:
+def only_test(options: SimpleNamespace, task: Task, ranks: Ranks) -> int:
     """`--eval-only`: the loss and accuracy of weights on the test data."""
     file, weights = weights_of(options.resume or options.weights)
     task.model.load_state_dict(weights)
     display = Display([*task.plan, ("weights", str(file)), *task.notes])
     display.show_plan()
-    loss, accuracy = evaluate(task.model, task.tests, task.objective)
+    team = None if ranks.world is None else parallel.Team(ranks.world)
+    loss, accuracy = evaluate(task.model, task.tests, task.objective, team)
     display.say(f"test loss {number(loss)}" + ("" if accuracy is None else f", accuracy {percent(accuracy)}"))
     return 0
 
 
-def run(options: SimpleNamespace, task: Task, config: dict[str, Any] | None) -> int:
+def run(options: SimpleNamespace, task: Task, config: dict[str, Any] | None, ranks: Ranks) -> int:
     """Train in a folder: a new one, or that of the run that is resumed, whose config this is."""
     optimizer = make_optimizer(options, task.model, options.epochs * len(task.loader))
     new = config is None
-    folder = new_folder(options.out, f"{Path(options.data).resolve().stem}-{options.model.rpartition(':')[2]}") if new else options.resume
+    name = f"{Path(options.data).resolve().stem}-{options.model.rpartition(':')[2]}"
+    folder = ranks.told((new_folder(options.out, name) if new else options.resume) if ranks.first else None)
     commands = [*(config or {"commands": []})["commands"], shlex.join(["python", "-m", "minidl.train", *sys.argv[1:]])]
     record = Record(folder, task.config(options) | {"commands": commands, "minidl": minidl.__version__, "numpy": np.__version__},
                     options.keep, options.checkpoint_every)
     display = Display(task.plan)
     signals = StopOnSignal(display.stopping)
-    with claimed(folder, empty=new):
+    team = parallel.Alone() if ranks.world is None else make_team(options, ranks.world)
+    with ExitStack() as open_until_the_end:
+        lead = Lead(team, ranks, partial(open_until_the_end.enter_context, claimed(folder)), record, display)
+        if ranks.first:
+            open_until_the_end.enter_context(claimed(folder, empty=new))
         try:
             with signals, remarks(display):
                 found = record.checkpoints.latest()
                 if options.weights is not None and found is None:
                     task.model.load_state_dict(weights_of(options.weights)[1])
-                task.plan += [*described(options, optimizer, task, folder, found), *task.notes]
-                fit(task.model, task.loader, task.tests, optimizer, options.epochs, [signals, record, display], objective=task.objective,
-                    accumulate=options.accumulate, clip=options.clip, resume=found and (found.arrays, found.rest))
+                task.plan += [*described(options, optimizer, task, folder, found, ranks.world), *task.notes]
+                fit(task.model, task.loader, task.tests, optimizer, options.epochs, [signals, lead], objective=task.objective,
+                    accumulate=options.accumulate, clip=options.clip, resume=found and (found.arrays, found.rest), team=team)
         except BaseException as error:
             display.stop()
-            if new and not (signals.begun and signals.run.step):
+            if new and ranks.first and not (signals.begun and signals.run.step):
                 record.discard()                    # nothing was learned
             elif record.saved_at == 0 and isinstance(error, NumericsError):
                 error.add_note(f"Nothing was learned before it. Start again, for example with --lr {options.lr / 10:g}.")
@@ -103,7 +165,50 @@ def run(options: SimpleNamespace, task: Task, config: dict[str, Any] | None) -> 
                 error.add_note(f"The last good checkpoint is of step {record.saved_at:,}. To go on from there:\n"
                                + command("train", "--resume", folder, *retry))
             raise
-    return closed(signals, display, task, folder)
+    return closed(signals, display, task, folder) if signals.begun else 0
+
+
+class Lead(Callback):
+    """What the first of many processes does for all: it shows and saves. Should it die, the one that takes its place takes this over.
+
+    claim: makes the folder this process's own.
+    """
+
+    def __init__(self, team: parallel.Alone, ranks: Ranks, claim: Callable[[], Any], record: Record, display: Display):
+        self.team, self.ranks, self.claim, self.record, self.display = team, ranks, claim, record, display
+        self.told = 0                           # of the team's news
+
+    def start(self, run: Run) -> None:
+        """The beginning; or a new one, in another process."""
+        if self.team.leads and not self.ranks.first:
+            self.ranks.speak()
+            self.claim()
+            self.display.console = make_console()
+        self.record.start(run)
+        if self.team.leads:
+            self.display.start(run)
+
+    def step(self, run: Run, loss: float) -> None:
+        """After every update."""
+        news = getattr(self.team, "news", ())
+        for text in news[self.told:]:
+            self.display.remark(text)
+        self.told = len(news)
+        self.record.step(run, loss)
+        if self.team.leads:
+            self.display.step(run, loss)
+
+    def epoch(self, run: Run, metrics: dict[str, Any]) -> None:
+        """After every epoch."""
+        self.record.epoch(run, metrics)
+        if self.team.leads:
+            self.display.epoch(run, metrics)
+
+    def end(self, run: Run) -> None:
+        """At the end."""
+        self.record.end(run)
+        if self.ranks.ending is not None and self.ranks.world is not None and isinstance(self.team, parallel.Team):
+            self.ranks.ending.communicator = self.team.communicator
 
 
 def weights_of(place: Path) -> tuple[Path, dict[str, Any]]:
@@ -119,7 +224,8 @@ def weights_of(place: Path) -> tuple[Path, dict[str, Any]]:
     return found.file, part(found.arrays, "model.")
 
 
-def described(options: SimpleNamespace, optimizer: optim.Optimizer, task: Task, folder: Path, found: Found | None) -> Plan:
+def described(options: SimpleNamespace, optimizer: optim.Optimizer, task: Task, folder: Path, found: Found | None,
+              world: Communicator | None) -> Plan:
     """How the model will learn, in words."""
     lr = f"learning rate {options.lr:g}" + ("" if options.schedule == "constant" else f", {options.schedule}")
     if found is not None:
@@ -131,6 +237,7 @@ def described(options: SimpleNamespace, optimizer: optim.Optimizer, task: Task, 
     return [
         ("optimizer", f"{options.optimizer}, {lr}"),
         *([("", kfac_described(options))] if options.optimizer == "kfac" else []),
+        *([("processes", exchange_described(options, world.size))] if world is not None else []),
         ("epochs", f"{options.epochs}, each of {len(task.loader):,} minibatches of {options.batch_size}"),
         *place,
     ]
@@ -144,6 +251,18 @@ def kfac_described(options: SimpleNamespace) -> str:
     factors, inverses = every(options.factor_interval), every(options.inverse_interval)
     often = f"factors and inverses {factors}" if factors == inverses else f"factors {factors}, inverses {inverses}"
     return f"damping {options.damping:g}, KL clip {options.kl_clip:g}, {options.fisher} Fisher, {often}"
+
+
+def exchange_described(options: SimpleNamespace, processes: int) -> str:
+    """Who trains, and how they exchange what they have learned."""
+    words = [f"{processes - options.spares}" + (f", and {options.spares} to stand in" if options.spares else ""), options.exchange]
+    if options.overlap != "none":
+        words.append(f"overlap {options.overlap}")
+    if options.compress != "none":
+        words.append(options.compress + ("" if options.feedback else " without feedback"))
+    if options.sync_batch_norm:
+        words.append("batch normalization over all")
+    return ", ".join(words)
 
 
 def closed(signals: StopOnSignal, display: Display, task: Task, folder: Path) -> int:
@@ -257,6 +376,23 @@ def main(
     label_smoothing: Annotated[float, typer.Option(help="The part of a label that is spread over all classes.")] = 0.1,
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda:0, ...")] = "cpu",
     threads: Annotated[int | None, typer.Option(metavar="N", help="Threads that kernels work on.  [default: one a core]")] = None,
+    exchange: Annotated[str | None, typer.Option(metavar="NAME", help="Of many processes (python -m minidl.launch, or mpiexec): allreduce or "
+                                                 "master-worker.  [default: allreduce]")] = None,
+    overlap: Annotated[str | None, typer.Option(metavar="NAME", help="Exchange while computing: none, in the backward pass, or in the "
+                                                "forward pass too.  [default: backward]")] = None,
+    compress: Annotated[str | None, typer.Option(metavar="NAME", help="What is exchanged: none, fp16, int8, topk:0.01.  [default: none]")]
+    = None,
+    feedback: Annotated[bool | None, typer.Option("--feedback/--no-feedback", help="Send later what compression leaves out.  "
+                                                  "[default: feedback]")] = None,
+    chunk_size: Annotated[int | None, typer.Option(metavar="KB", help="What is sent as one.  [default: 512]")] = None,
+    master_computes: Annotated[bool | None, typer.Option("--master-computes/--no-master-computes", help="Whether the master trains as the "
+                                                         "workers do.  [default: master-computes]")] = None,
+    sync_batch_norm: Annotated[bool | None, typer.Option("--sync-batch-norm", help="Batch normalization over the whole minibatch, and not "
+                                                         "over each process's part.")] = None,
+    elastic: Annotated[bool | None, typer.Option("--elastic", help="Go on when processes die (Open MPI 5, mpiexec --with-ft ulfm).")]
+    = None,
+    spares: Annotated[int | None, typer.Option(metavar="S", help="Of the processes, those that stand by for --elastic.  [default: 0]")] = None,
+    log_dir: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where each process keeps a log.")] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the weights, the order, the augmentation and kfac's samples.")] = 0,
     weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Start from these: a safetensors file, or a run's folder.")] = None,
     eval_only: Annotated[bool, typer.Option("--eval-only", help="Only test, with --weights or --resume.")] = False,
@@ -271,7 +407,7 @@ def main(
     Ctrl-C saves, and says how to go on.
     """
     with errors_told():
-        raise SystemExit(train(gather(context, main)))
+        raise SystemExit(begin(context))
 
 
 if __name__ == "__main__":

@@ -89,6 +89,8 @@ class Elastic(Team):
         self.model, self.optimizer = run.model, run.optimizer
         self.come_together(run)
         self.begun = True
+        if not self.stands_by:
+            self.load_state(run.owed)           # of the checkpoint that every process has read
         if self.stands_by:
             arrays, rest = run.state()
             rehearse()                          # so that everything is loaded and compiled when it is needed

@@ -61,6 +61,7 @@ class Run(Protocol):
     model: Module
     optimizer: Optimizer
     step: int
+    owed: dict[str, Array]
 
     def state(self) -> State:
         """All that there is to it."""
@@ -211,6 +212,7 @@ class Team(Alone):
         arrays, rest = self.same(*(run.state() if self.leads else ({}, None)))
         if not self.leads:
             run.load_state(arrays, rest)
+        self.load_state(self.same(run.owed)[0])
         return True
 
     def bind(self, model: Module, optimizer: Optimizer) -> None:
@@ -281,6 +283,8 @@ class Team(Alone):
 
     def state(self) -> dict[str, Array]:
         found: dict[str, Array] = {}
+        if not self.exchange.codec.lossy:
+            return found
         for kind, memories in self.exchange.memories().items():
             for dtype, memory in memories.items():
                 own = memory.residual
