@@ -25,6 +25,7 @@ from minidl.parallel.communicator import Communicator
 from minidl.parallel.mpi import flush, tolerant
 
 VARIABLE = "MINIDL_LAUNCH"              # set by launch for the processes of its job: the job's name
+PRTE = "PRTE_LAUNCHED"                  # set by Open MPI's mpiexec for the ranks that it starts
 MARK = "\x1eminidl "                    # begins a line that is meant for launch
 PATIENCE = 1.0                          # seconds for whoever has caused a RankLost to tell of it, and for an abort to come about
 MEETING = 60.0                          # seconds that ranks wait for each other before they end with a status
@@ -35,8 +36,9 @@ def end_together(communicator: Communicator, tell: Callable[[MinidlError], None]
     """Around the work of a rank: an exception in here, in whatever thread, ends all ranks within 2 s, and is told once in the whole job.
 
     tell: prints an error of minidl's in its own words; any other exception is shown with its traceback. The exit status is 1, 2 for a
-    ConfigError, 130 for Ctrl-C; a SystemExit keeps its own. RankLost is told only if nobody else had anything to tell. With one rank
-    exceptions pass through. Gives an Ending, whose `communicator` is to be replaced where the ranks are regrouped.
+    ConfigError, 130 for Ctrl-C; a SystemExit keeps its own: from 1 to 128 it ends all ranks at once; above, as after a signal, they wait
+    for each other. RankLost is told only if nobody else had anything to tell. With one rank exceptions pass through. Gives an Ending,
+    whose `communicator` is to be replaced where the ranks are regrouped.
     """
     return Ending(communicator, tell or plainly)
 
@@ -63,9 +65,9 @@ class Ending:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         threading.excepthook = self.hook
         status = 0 if error is None else status_of(error)
-        if error is None or isinstance(error, SystemExit):
+        if status == 0 or (isinstance(error, SystemExit) and (status > 128 or self.communicator.size == 1)):
             self.over(error, status)
-        elif self.communicator.size > 1:
+        elif error is not None and self.communicator.size > 1:
             self.fail(error, status)
         else:
             report("failed", 0, status)
@@ -80,20 +82,15 @@ class Ending:
         self.hook(failure)
 
     def over(self, error: BaseException | None, status: int) -> None:
-        """The work has come to its end, or chose to: with a status of its own, as all ranks do after a signal, or this one alone."""
-        together = status == 0 or status > 128
+        """The work of all ranks has come to its end, after a signal perhaps."""
+        flush()
         if self.communicator.rank == 0:
-            flush()
             report("finished", 0, status)
-        elif not together:
-            report("left", self.communicator.rank, status)
-        if status and isinstance(error, SystemExit):    # at the first such status mpiexec ends the others, in the middle of a word
-            if launched():
+        if status and self.communicator.size > 1:       # at the first such status mpiexec ends the others, in the middle of a word
+            if launched() and isinstance(error, SystemExit):
                 error.code = 0                          # launch knows better
-            elif together:
+            else:
                 meet(self.communicator)
-            elif self.communicator.rank:
-                time.sleep(TURNS)
 
     def fail(self, error: BaseException, status: int) -> None:
         """Tell the error, unless another rank does, and end all ranks. Never comes back."""
@@ -118,6 +115,9 @@ class Ending:
                 if rank or isinstance(error, RankLost):
                     error.add_note(f"(rank {rank} of {size}, on {socket.gethostname()})")
                 self.tell(error)
+            elif isinstance(error, SystemExit):
+                if isinstance(error.code, str):
+                    print(error.code, file=sys.stderr)
             elif isinstance(error, KeyboardInterrupt):
                 print("Stopped at once.", file=sys.stderr)
             else:
@@ -153,7 +153,7 @@ def end_all(communicator: Communicator, status: int) -> None:
     late = threading.Timer(PATIENCE, os._exit, [status])
     late.daemon = True
     late.start()                                        # an abort may hang where other threads are in the middle of MPI
-    if "PRTE_LAUNCHED" in os.environ and not tolerant():
+    if PRTE in os.environ and not tolerant():
         os._exit(status)                                # mpiexec ends the others just so, and says half as much of it
     communicator.abort(status)
 
@@ -175,7 +175,7 @@ def launched() -> bool:
 
 
 def report(word: str, rank: int, status: int) -> None:
-    """Tell launch, if it was that which started this process: 'finished' for the whole job, 'failed' or 'left' for a rank."""
+    """Tell launch, if it was that which started this process: 'finished' for the whole job, 'failed' for a rank."""
     if launched():
         with suppress(OSError):
             os.write(2, f"{MARK}{word} {rank} {status}\n".encode())         # in one piece
@@ -188,12 +188,12 @@ def ranks_here() -> int:
 
 
 def begin() -> None:
-    """The first thing that a rank does, before MPI: it ends when mpiexec does, and hears launch's signals. Without launch, nothing."""
-    if launched():
+    """The first thing that a rank does, before MPI: from now on it ends when mpiexec does, and hears launch's signals."""
+    if PRTE in os.environ:
         die_with_parent()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGUSR1, lambda number, frame: signal.raise_signal(signal.SIGINT))         # mpiexec forwards USR1 and
-            signal.signal(signal.SIGUSR2, lambda number, frame: signal.raise_signal(signal.SIGTERM))        # USR2, and takes INT and TERM
+    if launched() and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, lambda number, frame: signal.raise_signal(signal.SIGINT))             # mpiexec forwards USR1 and
+        signal.signal(signal.SIGUSR2, lambda number, frame: signal.raise_signal(signal.SIGTERM))            # USR2, and takes INT and TERM
 
 
 def die_with_parent() -> None:
@@ -202,11 +202,7 @@ def die_with_parent() -> None:
         return
     import ctypes
 
+    parent = os.getppid()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)                     # PR_SET_PDEATHSIG
-    try:
-        with open(f"/proc/{os.getppid()}/comm") as file:
-            parent = file.read()
-    except OSError:
-        parent = ""
-    if not parent.startswith(("prte", "mpi", "orte")):                      # it had ended before
-        os.kill(os.getpid(), signal.SIGKILL)
+    if os.getppid() != parent or (parent == 1 and VARIABLE in os.environ):
+        os.kill(os.getpid(), signal.SIGKILL)                                # it had ended before

@@ -29,6 +29,7 @@ from minidl.parallel.quiet import COLUMNS
 GRACE = 5.0                 # seconds for processes to end by themselves when the work is done
 FAILURE = 1.0               # seconds for them to end when a rank has failed
 ORDER = 0.4                 # seconds that mpiexec gets to end them in good order, before all are killed
+HELD = 4096                 # bytes of stderr that are held back at most, until it is clear what they are
 LOOK = 0.1                  # seconds between two looks at the clock
 CLOSED, TOO_LONG = 141, 124                 # exit statuses, as of a shell's commands: nobody reads the output; the time is over
 MEMORY = Path("/dev/shm")
@@ -111,7 +112,7 @@ class Job:
                 self.forwarded = True
                 # mpiexec passes these two on, to other hosts too; INT and TERM it would take for itself
                 self.signal(signal.SIGUSR1 if self.signals[0] == signal.SIGINT else signal.SIGUSR2)
-            if self.errors.failed or self.errors.left:
+            if self.errors.failed:
                 self.within(FAILURE)
             elif self.errors.finished is not None:
                 self.within(GRACE)
@@ -174,8 +175,8 @@ class Job:
     def outcome(self) -> Outcome:
         """The judgement."""
         errors = self.errors
-        if errors.failed or errors.left:
-            return Outcome((errors.failed or errors.left)[0][1] or 1)
+        if errors.failed:
+            return Outcome(errors.failed[0][1] or 1)
         if errors.finished is not None and len(self.signals) < 2:
             return Outcome(128 + self.signals[0] if self.signals and errors.finished > 128 else errors.finished)
         if self.signals:
@@ -197,53 +198,53 @@ class Errors:
     """The stderr of the ranks and of mpiexec, as it comes in: what is meant for launch is taken out."""
 
     failed: list[tuple[int, int]] = field(default_factory=list)         # rank and exit status, as they say themselves
-    left: list[tuple[int, int]] = field(default_factory=list)           # the same, of those that ended with a status of their own
     lost: list[tuple[str, int]] = field(default_factory=list)           # what mpiexec says of ranks that said nothing; the exit status
     finished: int | None = None                                         # the status of the job
     ending: bool = False                                                # launch is ending the ranks: mpiexec need not say so
     waiting: bytes = b""                                                # the beginning of something that may not be for others
 
-    REPORT = re.compile(re.escape(MARK.encode()) + rb"(finished|failed|left) (\d+) (\d+)\n")
-    WARNING = re.compile(rb"^\[warn\] Epoll [^\n]*\n", re.MULTILINE)        # of mpiexec's library for events: a rank has closed its end
-    # mpiexec's own words stand between two lines of dashes
-    BLOCK = re.compile(rb"^-{74}\n(.*?)^-{74}\n", re.DOTALL | re.MULTILINE)
-    OPEN = re.compile(rb"\x1e[^\n]{0,40}\Z|^-{1,74}\Z|^-{74}\n(?:(?!^-{74}\n).)*\Z", re.DOTALL | re.MULTILINE)
+    # a rank's report; mpiexec's own words, between two lines of dashes; a warning of its library for events, when a rank closes its end
+    APART = re.compile(re.escape(MARK.encode()) + rb"(?P<word>finished|failed) (?P<rank>\d+) (?P<status>\d+)\n"
+                       rb"|^-{74}\n(?P<block>.*?)^-{74}\n|^\[warn\] Epoll [^\n]*\n", re.DOTALL | re.MULTILINE)
+    # what may become one of them
+    OPEN = re.compile(rb"\x1e[^\n]{0,40}\Z|^-{1,74}\Z|^-{74}\n(?:(?!^-{74}\n).)*\Z|^\[[^\n]*\Z", re.DOTALL | re.MULTILINE)
 
     def take(self, content: bytes, last: bool = False) -> bytes:
         """Take in what has come; gives what is to be shown of it. last: nothing more will come."""
-        told = bool(self.failed)
-        content = self.WARNING.sub(b"", self.waiting + content).replace(b"\0", b"")
-        content = self.BLOCK.sub(self.block, self.REPORT.sub(self.report, content))
-        if self.failed:                             # it has been told; what others say now is what came of it
-            content, _, _ = (b"" if told else content).partition(MARK.encode())
-        rest = None if last else self.OPEN.search(content)
-        at = len(content) if rest is None or len(content) - rest.start() > 4096 else rest.start()
-        self.waiting = content[at:]
-        return content[:at]
+        content = (self.waiting + content).replace(b"\0", b"")
+        shown, at = b"", 0
+        for match in self.APART.finditer(content):
+            before = b"" if self.failed else content[at:match.start()]          # after a failure others say what came of it
+            known = self.report(match) if match["word"] else self.block(match) if match["block"] is not None else True
+            shown += before if known or self.failed else before + match[0]
+            at = match.end()
+        rest = content[at:]
+        begun = None if last else self.OPEN.search(rest)
+        end = len(rest) if begun is None or len(rest) - begun.start() > HELD else begun.start()
+        self.waiting = rest[end:]
+        return shown if self.failed else shown + rest[:end]
 
-    def report(self, match: re.Match[bytes]) -> bytes:
+    def report(self, match: re.Match[bytes]) -> bool:
         """What a rank says of its end."""
-        word, rank, status = match[1], int(match[2]), int(match[3])
-        if word == b"finished":
-            self.finished = status
-        elif word == b"left":
-            self.left.append((rank, status))
+        if match["word"] == b"finished":
+            self.finished = int(match["status"])
         else:
-            self.failed.append((rank, status))
-            return MARK.encode() if len(self.failed) == 1 else b""
-        return b""
+            self.failed.append((int(match["rank"]), int(match["status"])))
+        return True
 
-    def block(self, match: re.Match[bytes]) -> bytes:
-        """What mpiexec says; nothing is shown of what is known already, or said better."""
-        text = " ".join(match[1].decode(errors="replace").split())
+    def block(self, match: re.Match[bytes]) -> bool:
+        """What mpiexec says; whether it is known already, or will be said better."""
+        text = " ".join(match["block"].decode(errors="replace").split())
         if found := re.search(r"process rank (\d+) with PID \d+ on node (\S+) exited on signal (\d+)", text):
             number = int(found[3])
             self.lost.append((f"Rank {found[1]} on {found[2]} was ended by signal {number} ({name(number)})", 128 + number))
         elif found := re.search(r"exited with non-zero status.*Process name: \[.*,(\d+)\] Exit code: (\d+)", text):
             self.lost.append((f"Rank {found[1]} has ended with status {found[2]} before the work was done", int(found[2])))
-        elif not ("MPI_ABORT was invoked" in text or "prterun has exited due to process" in text or self.ending):
-            return match[0]
-        return b""
+        elif found := re.search(r"lost communication with a remote daemon.* Remote daemon: \[.*?\] on node (\S+)", text):
+            self.lost.append((f"The connection to {found[1]} is lost", 1))
+        else:
+            return "MPI_ABORT was invoked" in text or "prterun has exited due to process" in text or self.ending
+        return True
 
 
 def name(number: int) -> str:

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import TextIOBase
 from pathlib import Path
@@ -22,8 +22,9 @@ from minidl.parallel.communicator import Communicator
 COLUMNS = "MINIDL_COLUMNS"              # set by launch: how wide its terminal is; 0 where it prints to a file or a pipe
 
 @contextmanager
-def quiet(communicator: Communicator, log_dir: Path | None = None) -> Iterator[None]:
+def quiet(communicator: Communicator, log_dir: Path | None = None) -> Iterator[Callable[[], None]]:
     """Within the block only rank 0 prints. What other ranks print goes nowhere, their warnings too; tracebacks still reach stderr.
+    Gives a function by which another rank takes over, when the first one has died.
 
     log_dir: a folder, made if need be, in which each rank keeps what it prints, warnings and tracebacks included: rank-0.log, ... They
     are added to where they exist. ConfigError if that cannot be.
@@ -31,8 +32,9 @@ def quiet(communicator: Communicator, log_dir: Path | None = None) -> Iterator[N
     rank = communicator.rank
     file = None if log_dir is None else open_log(Path(log_dir), rank)
     log = Log(file, sys.stderr)
-    out, err, before = sys.stdout, sys.stderr, os.environ.get("COLUMNS")
-    width = columns()
+    out, err, width = sys.stdout, sys.stderr, columns()
+    told = {"FORCE_COLOR": None} if rank else {"COLUMNS": str(width)} if width else {}         # what Rich would go by
+    before = {name: os.environ.get(name) for name in told}
     if rank:
         sys.stdout = sys.stderr = log
     else:
@@ -40,22 +42,31 @@ def quiet(communicator: Communicator, log_dir: Path | None = None) -> Iterator[N
             sys.stdout = Both(out, log, out.isatty() if width is None else width > 0)
         if file:
             sys.stderr = Both(err, log, err.isatty())
-        if width:
-            os.environ["COLUMNS"] = str(width)
+    change(told)
+
+    def speak() -> None:
+        sys.stdout, sys.stderr = Both(out, log, out.isatty()), Both(err, log, err.isatty())
+
     try:
-        yield
+        yield speak
     except BaseException as error:
         if not isinstance(error, SystemExit):
             log.write("".join(traceback.format_exception(error)))
         raise
     finally:
         sys.stdout, sys.stderr = out, err
-        if before is None:
-            os.environ.pop("COLUMNS", None)
-        else:
-            os.environ["COLUMNS"] = before
+        change(before)
         if file:
             log.finish()
+
+
+def change(variables: Mapping[str, str | None]) -> None:
+    """Set variables of the environment, or take them out of it."""
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def open_log(folder: Path, rank: int) -> TextIO:
@@ -74,28 +85,42 @@ class Log(TextIOBase):
     """
 
     encoding = "utf-8"
+    OVER, UP = "\x1b[2K", "\x1b[1A"         # empties the line it stands in; goes back to the one before
     CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
     def __init__(self, file: TextIO | None, beneath: TextIO):
         self.file = file
         self.beneath = beneath
-        self.line = ""
+        self.line = ""                          # that has no end yet
+        self.held: str | None = None            # a line with an end, which may be taken back: it stood where another one had been
 
     def write(self, text: str) -> int:
         if self.file is not None:
-            *lines, line = (self.line + text).split("\n")
-            self.line = line[line.rfind("\r", 0, -1) + 1:]
+            *lines, last = (self.line + text).split("\n")
             for line in lines:
-                self.file.write(self.CONTROL.sub("", line.rstrip("\r").rpartition("\r")[2]) + "\n")
-            if lines:
-                self.file.flush()
+                self.settle(line)
+                line = line.rstrip("\r").rpartition("\r")[2]
+                self.held = self.CONTROL.sub("", line) + "\n"
+                if self.OVER not in line:
+                    self.settle()
+            if last:
+                self.settle(last)
+            self.line = last[last.rfind("\r", 0, -1) + 1:]
         return len(text)
+
+    def settle(self, following: str = "") -> None:
+        """Write the line that was held, unless what follows takes it back."""
+        if self.held is not None and self.file is not None and self.UP not in following:
+            self.file.write(self.held)
+            self.file.flush()
+        self.held = None
 
     def finish(self) -> None:
         """The last line, if it has no end, and the file's end."""
         if self.file is not None:
             if self.CONTROL.sub("", self.line).strip():
                 self.write("\n")
+            self.settle()
             self.file.close()
 
 
