@@ -27,7 +27,7 @@ from minidl.errors import ExchangeError
 from minidl.parallel.communicator import NAP, Communicator, Request
 
 Job = Iterator[Iterable[Request]]
-WINDOW = 4                  # jobs under way at a time, at rank 0. More hide the waiting of one behind another, but let an urgent one wait longer
+WINDOW = 4                  # jobs under way at a time, at rank 0. More hide the waiting of one behind another, but make an urgent one wait
 NAP_BESIDE = 2e-4           # seconds between two looks while another thread computes
 NAMES = 1 << 30             # the tag of the messages that name jobs
 NO_MORE = -1
@@ -52,6 +52,7 @@ class Engine:
         self.named: deque[int] = deque()                # that rank 0 has named and that have not begun
         self.sending: list[Request] = []
         self.next_name: tuple[np.ndarray, Request] | None = None
+        self.no_more = False                            # whether rank 0 has said that there will be none
         self.closing = self.dropped = False
         self.thread: threading.Thread | None = None
         if beside:
@@ -148,7 +149,7 @@ class Engine:
             if self.communicator.rank == 0:
                 name = np.array(NO_MORE, np.int64)
                 self.sending += [self.communicator.isend(name, rank, NAMES) for rank in range(1, self.communicator.size)]
-            elif self.next_name is None:
+            elif self.next_name is None and not self.no_more:
                 name = np.empty((), np.int64)
                 self.next_name = name, self.communicator.irecv(name, 0, NAMES)
             left = self.sending if self.next_name is None else [*self.sending, self.next_name[1]]
@@ -171,11 +172,13 @@ class Engine:
     def _follow(self) -> bool:
         """Elsewhere: begin those that rank 0 has named, in its order, as they come in."""
         moved = False
-        if self.next_name is None:
+        if self.next_name is None and not self.no_more:
             name = np.empty((), np.int64)
             self.next_name = name, self.communicator.irecv(name, 0, NAMES)
-        if self.next_name[1].done():
-            self.named.append(int(self.next_name[0]))
+        if self.next_name is not None and self.next_name[1].done():
+            self.no_more = int(self.next_name[0]) == NO_MORE
+            if not self.no_more:
+                self.named.append(int(self.next_name[0]))
             self.next_name = None
             moved = True
         for number in list(self.named):
