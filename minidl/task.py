@@ -39,13 +39,15 @@ SCHEDULES = ("constant", "step", "cosine", "polynomial")
 AUGMENTATIONS = {"none": "", "shift": "shifted by up to 1 pixel", "crop-flip": "cropped after 4 pixels of padding, and flipped"}
 USUAL_EPOCHS = {"digits": 100}         # they are few and small; 10 for anything else
 USUAL_AUGMENTATION = {"digits": "shift", "cifar10": "crop-flip"}
-EXCHANGE = {"exchange": "allreduce", "overlap": "backward", "compress": "none", "feedback": True, "chunk_size": 512, "master_computes": True,
-            "sync_batch_norm": False, "elastic": False, "spares": 0, "log_dir": None}           # of many processes
+EXCHANGE = {"exchange": "allreduce", "overlap": "backward", "compress": "none", "feedback": True, "chunk_size": 512,
+            "master_computes": True, "sync_batch_norm": False, "elastic": False, "spares": 0, "log_dir": None}     # of many processes
 LEAST = {"epochs": 0, "batch_size": 1, "accumulate": 1, "momentum": 0, "weight_decay": 0, "warm_up": 0, "label_smoothing": 0, "threads": 1,
-         "seed": 0, "checkpoint_every": 1, "keep": 1, "spares": 0, "chunk_size": 1, "damping": 0, "factor_interval": 1, "inverse_interval": 1}
+         "seed": 0, "checkpoint_every": 1, "keep": 1, "spares": 0, "chunk_size": 1,
+         "damping": 0, "factor_interval": 1, "inverse_interval": 1}
 TRAINING = ("epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum", "weight_decay", "schedule", "warm_up", "clip", "augment",
             "seed", "out", "checkpoint_every", "keep", *KFAC)               # what a test has no use for
-OF_THE_COMMAND = ("config", "resume", "out", "eval_only", "typed", "filed", "elastic", "spares", "log_dir")     # what a resumed run does not take over
+OF_THE_COMMAND = ("config", "resume", "out", "eval_only", "typed", "filed", "elastic", "spares",
+                  "log_dir")             # what a resumed run does not take over
 
 Plan = list[tuple[str, str]]            # what will be done, in pairs of a word and a text
 

@@ -7,6 +7,7 @@ it looks in display.py.
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -24,12 +25,12 @@ import numpy as np
 import typer
 
 import minidl
-from minidl import kernels, optim, parallel, pool
+from minidl import data, kernels, optim, parallel, pool
 from minidl.checkpoint import Checkpoints, Found, load
 from minidl.config import CountOrWord, gather
 from minidl.data.catalogue import CLASSES
 from minidl.display import Display, errors_told, make_console, number, percent, tell
-from minidl.errors import CheckpointError, NumericsError
+from minidl.errors import CheckpointError, NumericsError, RankLost
 from minidl.loop import Callback, Objective, classification, evaluate, fit, reconstruction
 from minidl.optim.schedule import value_at
 from minidl.parallel import Communicator, mpi
@@ -57,21 +58,24 @@ class Ranks:
         """Whether this is the process that says what is wrong, and makes the folder."""
         return self.world is None or self.world.rank == 0
 
-    @contextmanager
-    def in_turn(self, wanted: bool) -> Iterator[None]:
-        """A block that the first process goes through before all others, so that what it has downloaded is there for them."""
-        if self.world is not None and wanted and not self.first:
-            self.world.barrier()
-        yield
-        if self.world is not None and wanted and self.first:
-            self.world.barrier()
-
-    def told(self, folder: Path | None) -> Path:
-        """The first process's folder."""
+    def agreed(self, options: SimpleNamespace, find: Callable[[], bytes]) -> bytes:
+        """What the first process finds, for all. If processes may die, the first of those who live finds it."""
         if self.world is None:
-            assert folder is not None
-            return folder
-        return Path(self.world.broadcast_bytes(None if folder is None else str(folder).encode()).decode())
+            return find()
+        places = self.world.size - options.spares
+        while True:
+            try:
+                found, well = self.world.broadcast_bytes(find() if self.first else None), True
+            except RankLost:
+                if not options.elastic:
+                    raise
+                found, well = b"", False
+                self.world.revoke()
+            if not options.elastic or self.world.agree(well):
+                return found
+            self.world.revoke()
+            self.world = self.world.shrink()
+            options.spares = max(self.world.size - places, 0)
 
 
 def begin(context: typer.Context) -> int:
@@ -93,8 +97,9 @@ def train(options: SimpleNamespace, ranks: Ranks) -> int:
     """Do what the options say; gives the exit status."""
     notes = settle(options, None if ranks.world is None else ranks.world.size)
     config = None if options.resume is None else read_config(options.resume)
-    with ranks.in_turn(options.data in CLASSES):
-        task = make_task(options, config)
+    if ranks.world is not None and options.data in CLASSES:             # what has to be downloaded is so once on each file system
+        ranks.agreed(options, lambda: str(data.load(options.data, data_dir=options.data_dir)).encode())
+    task = make_task(options, config)
     with at_work(options.threads) as count, np.errstate(over="ignore", invalid="ignore", divide="ignore"):      # the loss is watched
         threads = f", {count} thread{'s' * (count != 1)}" + (" a process" if ranks.world is not None else "")
         task.plan.append(("device", options.device + (threads if options.device == "cpu" else "")))
@@ -135,7 +140,7 @@ def run(options: SimpleNamespace, task: Task, config: dict[str, Any] | None, ran
     optimizer = make_optimizer(options, task.model, options.epochs * len(task.loader))
     new = config is None
     name = f"{Path(options.data).resolve().stem}-{options.model.rpartition(':')[2]}"
-    folder = ranks.told((new_folder(options.out, name) if new else options.resume) if ranks.first else None)
+    folder = Path(os.fsdecode(ranks.agreed(options, lambda: os.fsencode(new_folder(options.out, name) if new else options.resume))))
     commands = [*(config or {"commands": []})["commands"], shlex.join(["python", "-m", "minidl.train", *sys.argv[1:]])]
     record = Record(folder, task.config(options) | {"commands": commands, "minidl": minidl.__version__, "numpy": np.__version__},
                     options.keep, options.checkpoint_every)
@@ -376,7 +381,7 @@ def main(
     label_smoothing: Annotated[float, typer.Option(help="The part of a label that is spread over all classes.")] = 0.1,
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda:0, ...")] = "cpu",
     threads: Annotated[int | None, typer.Option(metavar="N", help="Threads that kernels work on.  [default: one a core]")] = None,
-    exchange: Annotated[str | None, typer.Option(metavar="NAME", help="Of many processes (python -m minidl.launch, or mpiexec): allreduce or "
+    exchange: Annotated[str | None, typer.Option(metavar="NAME", help="Of many processes (minidl.launch, or mpiexec): allreduce or "
                                                  "master-worker.  [default: allreduce]")] = None,
     overlap: Annotated[str | None, typer.Option(metavar="NAME", help="Exchange while computing: none, in the backward pass, or in the "
                                                 "forward pass too.  [default: backward]")] = None,
@@ -391,7 +396,7 @@ def main(
                                                          "over each process's part.")] = None,
     elastic: Annotated[bool | None, typer.Option("--elastic", help="Go on when processes die (Open MPI 5, mpiexec --with-ft ulfm).")]
     = None,
-    spares: Annotated[int | None, typer.Option(metavar="S", help="Of the processes, those that stand by for --elastic.  [default: 0]")] = None,
+    spares: Annotated[int | None, typer.Option(metavar="S", help="Processes that stand by for --elastic.  [default: 0]")] = None,
     log_dir: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where each process keeps a log.")] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the weights, the order, the augmentation and kfac's samples.")] = 0,
     weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Start from these: a safetensors file, or a run's folder.")] = None,

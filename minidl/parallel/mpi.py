@@ -69,7 +69,8 @@ def library() -> Any:
 @functools.cache
 def world() -> Communicator:
     """All processes that the launcher started: the same Communicator at each call, first called by all of them."""
-    return MPICommunicator(library().COMM_WORLD.Dup())
+    everyone = library().COMM_WORLD
+    return MPICommunicator(everyone.Shrink() if tolerant() else everyone.Dup())         # one may have died already
 
 
 def leave(status: int = 0) -> None:
