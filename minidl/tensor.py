@@ -45,7 +45,7 @@ class Tensor:
 
     def __init__(self, x: Any, requires_grad: bool = False):
         if isinstance(x, Tensor):
-            x = x._data
+            x = x.data
         elif not backend.is_array(x):
             x = np.asarray(x)
             if x.dtype == np.float64:
@@ -81,10 +81,10 @@ class Tensor:
         if self.node is not None:
             raise GraphError("Tensor.data: only a leaf's array can be assigned, and this Tensor is the result of "
                              f"{self.node.name}", hint="Make a new Tensor, or assign to t.detach().")
-        x = x._data if isinstance(x, Tensor) else x
+        x, old = x.data if isinstance(x, Tensor) else x, self.data          # which waits until nothing is on its way there
         if not backend.is_array(x):
-            x = backend.asarray(np.asarray(x, dtype=self._data.dtype), self.device)
-        if self._requires_grad and x.shape != self._data.shape:
+            x = backend.asarray(np.asarray(x, dtype=old.dtype), self.device)
+        if self._requires_grad and x.shape != old.shape:
             raise ShapeError(f"Tensor.data: a leaf that requires a gradient has shape {self.shape}, and keeps it; the array has {x.shape}",
                              hint="Make a new Tensor, or a new Parameter of the layer.")
         if self._requires_grad and x.dtype.kind != "f":
@@ -125,17 +125,17 @@ class Tensor:
         if self._requires_grad:
             raise GraphError("Tensor.numpy: this Tensor requires a gradient, which NumPy would lose",
                              hint="Use t.detach().numpy(), or t.data for the array on its own device.")
-        return backend.to_numpy(self._data)
+        return backend.to_numpy(self.data)
 
     def item(self) -> Any:
         """The single number in it, as a Python number. ShapeError if there are several."""
         if self.size != 1:
             raise ShapeError(f"item: a Tensor of shape {self.shape} is not one number", hint="Use t.data, or sum() or mean() first.")
-        return self._data.item()
+        return self.data.item()
 
     def detach(self) -> Tensor:
         """The same array without the graph: a leaf that shares memory with this Tensor."""
-        return make(self._data)
+        return make(self.data)
 
     # Its place in the graph
 
@@ -229,7 +229,7 @@ class Tensor:
     # What Python and NumPy ask of it
 
     def __repr__(self) -> str:
-        shown = np.array2string(backend.to_numpy(self._data), separator=", ", prefix="Tensor(", threshold=100)
+        shown = np.array2string(backend.to_numpy(self.data), separator=", ", prefix="Tensor(", threshold=100)
         dtype = "" if self.dtype.kind in "ib" else f", dtype={self.dtype}"
         device = "" if self.device == "cpu" else f", device={self.device!r}"
         place = f", from={self.node.name}" if self.node is not None else ", requires_grad=True" if self._requires_grad else ""
@@ -304,7 +304,7 @@ class Tensor:
         if self.node is not None:
             raise GraphError(f"a Tensor that is the result of {self.node.name} cannot be copied or pickled with its graph",
                              hint="Use t.detach().")
-        return type(self), (self._data, self._requires_grad)
+        return type(self), (self.data, self._requires_grad)
 
     def __deepcopy__(self: Self, memo: dict) -> Self:
         make_anew, (data, requires_grad) = self.__reduce__()
@@ -373,7 +373,7 @@ def make(data: Array, node: Node | None = None, index: int = 0) -> Tensor:
 def _compared(compare: Callable, a: Tensor, b: Any) -> Array:
     b = _other(b)
     try:
-        return compare(a._data, b)
+        return compare(a.data, b)
     except (ValueError, TypeError) as error:
         shown = f"{b.shape} on {backend.device_of(b)}" if backend.is_array(b) else type(b).__name__
         kind = ShapeError if isinstance(error, ValueError) else DtypeError
@@ -384,4 +384,4 @@ def _other(x: Any) -> Any:
     """The other side of a comparison or an assignment, without its Tensor."""
     if isinstance(x, tuple):
         return tuple(_other(item) for item in x)
-    return x._data if isinstance(x, Tensor) else x
+    return x.data if isinstance(x, Tensor) else x

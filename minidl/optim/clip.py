@@ -25,7 +25,7 @@ def clip_grad_norm(model: Parameters, max_norm: float) -> float:
     if not max_norm > 0:
         raise ArgumentError(f"clip_grad_norm: max_norm is {max_norm!r}, and must be more than 0")
     gradients = _gradients("clip_grad_norm", model)
-    squares = {path: (g.astype("float64") ** 2).sum() for path, g in gradients.items()}
+    squares = {path: (g.astype("float64", order="C") ** 2).sum() for path, g in gradients.items()}      # the same bits, however g is stored
     norm = math.sqrt(sum(float(square) for square in squares.values()))
     if not math.isfinite(norm):
         bad = [path for path, square in squares.items() if not math.isfinite(float(square))]
