@@ -198,6 +198,7 @@ def end_epoch(run: Run, test: Any, objective: Objective, callbacks: Sequence[Cal
     run.right = None if run.right is None else 0
     for callback in callbacks:
         callback.epoch(run, metrics)
+    run.stopped = run.stopped or any(run.team.sums([run.stop]))
 
 
 @no_grad()

@@ -154,9 +154,11 @@ class Exchange(ABC):
 
     def inherit(self, before: Exchange, alike: bool) -> None:
         """Owe what another exchange has owed: of this rank's gradients, and, among as many ranks (alike), of sums and weights."""
-        self.up = before.up
-        if alike:
-            self.down, self.changes = before.down, before.changes
+        for kind, memories in self.memories().items():
+            for dtype, memory in memories.items() if alike or kind == "up" else ():
+                old = before.memories()[kind].get(dtype)
+                if old is not None and old.residual is not None:
+                    memory.residual = self.layout.moved(old.residual, before.layout, dtype)
 
     def plain(self, layout: Layout) -> Exchange:
         """The same strategy for other arrays, on every rank and without compression."""

@@ -83,6 +83,14 @@ class Layout:
         """Of all buffers together."""
         return sum(size * dtype.itemsize for dtype, size in self.sizes.items())
 
+    def moved(self, x: np.ndarray, before: Layout, dtype: np.dtype) -> np.ndarray:
+        """What lies in the buffer x of another layout, by name where it lies here; zeros for what is not there."""
+        out = np.zeros(self.sizes[dtype], x.dtype)
+        for name, place in self.places.items():
+            if self.dtypes[name] == dtype == before.dtypes.get(name) and self.shapes[name] == before.shapes[name]:
+                out[place] = x[before.places[name]]
+        return out
+
     def buffers(self) -> Buffers:
         """New ones, whose content is not set."""
         return Buffers(self)

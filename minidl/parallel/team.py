@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -90,7 +91,7 @@ class Alone:
         return False
 
     def deal(self, loader: Loader) -> Loader:
-        """Have a loader give this rank's part of each minibatch."""
+        """A loader like this one, which gives this rank's part of each minibatch."""
         return loader
 
     def parts(self, size: int, count: int) -> list[Part]:
@@ -198,10 +199,15 @@ class Team(Alone):
         return (rank - 1 if rank else None), self.ranks - 1
 
     def deal(self, loader: Loader) -> Loader:
-        loader.rank, loader.ranks = self.place()
-        return loader
+        own = copy(loader)
+        own.rank, own.ranks = self.place()
+        return own
 
     def parts(self, size: int, count: int) -> list[Part]:
+        if self.bound and {path: p.dtype for path, p in learned(self.optimizer).items()} != self.layout.dtypes:
+            before = self.exchange
+            self.bind(self.model, self.optimizer)           # a layer was frozen or freed, on every rank alike
+            self.exchange.inherit(before, alike=True)
         number, among = self.place()
         return [] if number is None else cut(share(size, number, among), size, count, number, among, self.sync_batch_norm)
 
@@ -219,7 +225,7 @@ class Team(Alone):
         """From now on it is about these, which every rank has built alike."""
         self.unbind()
         self.model, self.optimizer = model, optimizer
-        self.learned = {path: p for path, p in optimizer.parameters.items() if p.requires_grad}
+        self.learned = learned(optimizer)
         self.layout = Layout(self.learned, self.chunk)
         self._compare()
         self.gradients = self.layout.buffers()
@@ -270,6 +276,8 @@ class Team(Alone):
         self.bound = False
         for hook in self.hooks:
             hook.remove()
+        if self.sync_batch_norm:
+            synchronize(self.model, None)
         with self.changed:
             for p in self.learned.values():
                 arriving.pop(id(p), None)
@@ -560,6 +568,11 @@ class Gate:
     def __init__(self) -> None:
         self.later = False
         self.early: list[Chunk] = []
+
+
+def learned(optimizer: Optimizer) -> dict[str, Tensor]:
+    """The parameters that are not frozen, by path."""
+    return {path: p for path, p in optimizer.parameters.items() if p.requires_grad}
 
 
 def cut(own: slice, size: int, count: int, number: int = 0, among: int = 1, empty: bool = False) -> list[Part]:
