@@ -2,7 +2,7 @@
 
 Here are the options, and what happens around the loop: Ctrl-C, resume, a loss that is no longer finite, a full disk. The loop itself is
 in loop.py. What options come to is in task.py, where they come from in config.py, what a run leaves in its folder in record.py, and how
-it looks in display.py.
+it looks in display.py. Where there are many processes, lead.py says what the first one does for all.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,12 +28,13 @@ from minidl import data, kernels, optim, parallel, pool
 from minidl.checkpoint import Checkpoints, Found, load
 from minidl.config import CountOrWord, gather
 from minidl.data.catalogue import CLASSES
-from minidl.display import Display, errors_told, make_console, number, percent, tell
-from minidl.errors import CheckpointError, NumericsError, RankLost
+from minidl.display import Display, errors_told, number, percent, tell
+from minidl.errors import CheckpointError, NumericsError
+from minidl.lead import Lead, Ranks
 from minidl.loop import Callback, Objective, classification, evaluate, fit, reconstruction
 from minidl.optim.schedule import value_at
 from minidl.parallel import Communicator, mpi
-from minidl.parallel.ending import Ending, end_together, ranks_here
+from minidl.parallel.ending import end_together, ranks_here
 from minidl.parallel.quiet import quiet
 from minidl.record import Record, claimed, command, new_folder, read_config
 from minidl.run import Run, part
@@ -43,39 +43,6 @@ from minidl.task import Plan, Task, make_optimizer, make_task, make_team, settle
 MOST = 16               # threads that are used without being asked for: the work of a step has about so many pieces
 
 __all__ = ["Callback", "Objective", "Run", "classification", "evaluate", "fit", "reconstruction"]
-
-
-@dataclass
-class Ranks:
-    """The processes that an MPI launcher has started, if one has; and how this one ends with the others, and comes to print."""
-
-    world: Communicator | None = None
-    ending: Ending | None = None
-    speak: Callable[[], None] = lambda: None
-
-    @property
-    def first(self) -> bool:
-        """Whether this is the process that says what is wrong, and makes the folder."""
-        return self.world is None or self.world.rank == 0
-
-    def agreed(self, options: SimpleNamespace, find: Callable[[], bytes]) -> bytes:
-        """What the first process finds, for all. If processes may die, the first of those who live finds it."""
-        if self.world is None:
-            return find()
-        places = self.world.size - options.spares
-        while True:
-            try:
-                found, well = self.world.broadcast_bytes(find() if self.first else None), True
-            except RankLost:
-                if not options.elastic:
-                    raise
-                found, well = b"", False
-                self.world.revoke()
-            if not options.elastic or self.world.agree(well):
-                return found
-            self.world.revoke()
-            self.world = self.world.shrink()
-            options.spares = max(self.world.size - places, 0)
 
 
 def begin(context: typer.Context) -> int:
@@ -171,49 +138,6 @@ def run(options: SimpleNamespace, task: Task, config: dict[str, Any] | None, ran
                                + command("train", "--resume", folder, *retry))
             raise
     return closed(signals, display, task, folder) if signals.begun else 0
-
-
-class Lead(Callback):
-    """What the first of many processes does for all: it shows and saves. Should it die, the one that takes its place takes this over.
-
-    claim: makes the folder this process's own.
-    """
-
-    def __init__(self, team: parallel.Alone, ranks: Ranks, claim: Callable[[], Any], record: Record, display: Display):
-        self.team, self.ranks, self.claim, self.record, self.display = team, ranks, claim, record, display
-        self.told = 0                           # of the team's news
-
-    def start(self, run: Run) -> None:
-        """The beginning; or a new one, in another process."""
-        if self.team.leads and not self.ranks.first:
-            self.ranks.speak()
-            self.claim()
-            self.display.console = make_console()
-        self.record.start(run)
-        if self.team.leads:
-            self.display.start(run)
-
-    def step(self, run: Run, loss: float) -> None:
-        """After every update."""
-        news = getattr(self.team, "news", ())
-        for text in news[self.told:]:
-            self.display.remark(text)
-        self.told = len(news)
-        self.record.step(run, loss)
-        if self.team.leads:
-            self.display.step(run, loss)
-
-    def epoch(self, run: Run, metrics: dict[str, Any]) -> None:
-        """After every epoch."""
-        self.record.epoch(run, metrics)
-        if self.team.leads:
-            self.display.epoch(run, metrics)
-
-    def end(self, run: Run) -> None:
-        """At the end."""
-        self.record.end(run)
-        if self.ranks.ending is not None and self.ranks.world is not None and isinstance(self.team, parallel.Team):
-            self.ranks.ending.communicator = self.team.communicator
 
 
 def weights_of(place: Path) -> tuple[Path, dict[str, Any]]:

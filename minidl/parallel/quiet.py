@@ -21,6 +21,7 @@ from minidl.parallel.communicator import Communicator
 
 COLUMNS = "MINIDL_COLUMNS"              # set by launch: how wide its terminal is; 0 where it prints to a file or a pipe
 
+
 @contextmanager
 def quiet(communicator: Communicator, log_dir: Path | None = None) -> Iterator[Callable[[], None]]:
     """Within the block only rank 0 prints. What other ranks print goes nowhere, their warnings too; tracebacks still reach stderr.
@@ -33,8 +34,8 @@ def quiet(communicator: Communicator, log_dir: Path | None = None) -> Iterator[C
     file = None if log_dir is None else open_log(Path(log_dir), rank)
     log = Log(file, sys.stderr)
     out, err, width = sys.stdout, sys.stderr, columns()
-    told = {"FORCE_COLOR": None} if rank else {"COLUMNS": str(width)} if width else {}         # what Rich would go by
-    before = {name: os.environ.get(name) for name in told}
+    before = {name: os.environ.get(name) for name in ("COLUMNS", "FORCE_COLOR")}               # what Rich goes by
+    heard = {**before, **({"COLUMNS": str(width)} if width else {})}
     if rank:
         sys.stdout = sys.stderr = log
     else:
@@ -42,10 +43,11 @@ def quiet(communicator: Communicator, log_dir: Path | None = None) -> Iterator[C
             sys.stdout = Both(out, log, out.isatty() if width is None else width > 0)
         if file:
             sys.stderr = Both(err, log, err.isatty())
-    change(told)
+    change({**before, "FORCE_COLOR": None} if rank else heard)
 
     def speak() -> None:
-        sys.stdout, sys.stderr = Both(out, log, out.isatty()), Both(err, log, err.isatty())
+        change(heard)
+        sys.stdout, sys.stderr = Both(out, log, out.isatty() if width is None else width > 0), Both(err, log, err.isatty())
 
     try:
         yield speak
