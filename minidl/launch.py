@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import shlex
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, cast
 
 import typer
 
-from minidl import pool
 from minidl import train as training
 from minidl.config import gather
 from minidl.display import errors_told, tell
@@ -34,18 +32,17 @@ def checked(words: list[str]) -> SimpleNamespace:
         return gather(cast(typer.Context, context), training.main)
 
 
-def completed(words: list[str], ranks: int, spares: int, elastic: bool, alone: bool, log_dir: Path | None) -> list[str]:
-    """The words for the training command, with what it is to know of launch's options and what it would not choose by itself."""
-    options = checked(words)
+def completed(words: list[str], options: SimpleNamespace, elastic: bool, spares: int, log_dir: Path | None) -> list[str]:
+    """The words for the training command, with what it is to know of launch's options."""
     more: list[str] = []
-    if getattr(options, "exchange", None) is None:
+    if options.exchange is None:
         more += ["--exchange", "allreduce"]
-    if elastic:
-        more += ["--elastic", "--spares", str(spares)]
+    if elastic and not options.elastic:
+        more += ["--elastic"]
+    if spares:
+        more += ["--spares", str(spares)]
     if log_dir is not None:
         more += ["--log-dir", str(log_dir)]
-    if options.threads is None and alone and find_spec("threadpoolctl") is not None:
-        more += ["--threads", str(max(1, pool.cores() // ranks))]       # of other hosts each rank counts the cores itself
     return [*words, *more]
 
 
@@ -86,11 +83,13 @@ def main(
             raise ConfigError(f"launch: --timeout {timeout:g}")
         if selftest and words:
             raise ConfigError(f"launch: --selftest trains nothing, and has no use for {words[0]}")
-        elastic, count = elastic or spares > 0, ranks + spares
-        where = None if hosts is None else placed(hosts, count)
-        program = [sys.executable, "-m", SELFTEST] if selftest else \
-            [sys.executable, "-m", TRAIN, *completed(words, count, spares, elastic, hosts is None, log_dir)]
-        command = command_line(find_mpiexec(mpiexec), count, program, where, elastic)
+        where = None if hosts is None else placed(hosts, ranks + spares)
+        program, elastic = [SELFTEST], elastic or spares > 0
+        if not selftest:
+            options = checked(words)
+            program = [TRAIN, *completed(words, options, elastic, spares, log_dir)]
+            elastic = elastic or bool(options.elastic)
+        command = command_line(find_mpiexec(mpiexec), ranks + spares, [sys.executable, "-m", *program], where, elastic)
         if dry_run:
             print(shlex.join(command))
             raise SystemExit(0)

@@ -1,6 +1,5 @@
 """The launch command: its words, what it starts, how it judges, and that nothing of a job is left, whatever is done to it."""
 
-import inspect
 import os
 import shlex
 import signal
@@ -56,7 +55,8 @@ class TestWords:
     @pytest.mark.parametrize("words, says", [
         ((), "-n is missing"), (("-n", 0), "-n 0"), (("-n", -1), "-n -1"), (("-n", 2, "--spares", -1), "--spares -1"),
         (("-n", 2, "--timeout", 0), "--timeout 0"), (("-n", 2, "--epochs", 3), "'--epochs' is none of its options"),
-        (("-n", 2, "--hosts", "a:1"), "has room for 1 "), (("-n", 2, "--selftest", "--", "--epochs", 3), "no use for --epochs"),
+        (("-n", 2, "--hosts", "a:1"), "has room for 1 "), (("-n", 2, "--", "--spares", "x"), "--spares"),
+        (("-n", 2, "--selftest", "--", "--epochs", 3), "no use for --epochs"),
         (("-n", 2, "--mpiexec", "/nowhere/mpiexec"), "there is no such program"), (("-n", 2, "--", "--config", "none.toml"), "none.toml"),
     ])
     def test_that_make_no_sense_are_told(self, place, capsys, words, says):
@@ -72,25 +72,23 @@ class TestWords:
         assert typed("-n", 2, "--", "--epohs", 3) == 2
         assert "--epohs" in capsys.readouterr().err
 
-    def test_become_a_command_that_can_be_typed(self, shown, monkeypatch):
-        monkeypatch.setattr(module.pool, "cores", lambda: 6)
+    def test_become_a_command_that_can_be_typed(self, shown):
         words = shlex.split(shown("-n", 3, "--", "--out", "a folder; with $signs", "--seed", 5))
         assert words[0] == "mpiexec" and words[words.index("-n") + 1] == "3"
         start = words.index(sys.executable)
         assert words[start:start + 7] == [sys.executable, "-m", "minidl.train", "--out", "a folder; with $signs", "--seed", "5"]
         assert words[words.index("--exchange") + 1] == "allreduce" and "OPENBLAS_NUM_THREADS=1" in words and "ulfm" not in words
-        assert words[words.index("--map-by") + 1] == ":OVERSUBSCRIBE" and words[words.index("--threads") + 1] == "2"
+        assert words[words.index("--map-by") + 1] == ":OVERSUBSCRIBE"
 
-    @pytest.mark.parametrize("option, value", [("--threads", 3), pytest.param("--exchange", "master-worker", marks=pytest.mark.skipif(
-        "exchange" not in inspect.signature(module.training.main).parameters, reason="the training command has no --exchange"))])
-    def test_of_training_are_not_overruled(self, shown, option, value):
-        words = shlex.split(shown("-n", 2, "--", option, value))
-        assert words.count(option) == 1 and words[words.index(option) + 1] == str(value)
+    def test_of_training_are_not_overruled(self, place, shown):
+        assert "allreduce" not in shown("-n", 2, "--", "--exchange", "master-worker")
+        (place / "options.toml").write_text("exchange = 'master-worker'")
+        assert "allreduce" not in shown("-n", 2, "--", "--config", "options.toml")
 
-    def test_ask_for_at_least_one_thread(self, shown, monkeypatch):
-        monkeypatch.setattr(module.pool, "cores", lambda: 2)
-        words = shlex.split(shown("-n", 5))
-        assert words[words.index("--threads") + 1] == "1"
+    @pytest.mark.parametrize("words", [("-n", 3, "--elastic"), ("-n", 3, "--", "--elastic"), ("-n", 3, "--elastic", "--", "--elastic")])
+    def test_of_training_say_too_that_the_job_outlives_its_ranks(self, shown, words):
+        out = shown(*words)
+        assert "--with-ft ulfm" in out and " -n 3 " in out and out.count("--elastic") == 1
 
     def test_of_spares_make_the_job_outlive_its_ranks(self, shown):
         out = shown("-n", 3, "--spares", 2)
@@ -102,9 +100,9 @@ class TestWords:
     def test_of_the_selftest_train_nothing(self, shown):
         assert shown("-n", 2, "--selftest").endswith(" -n 2 " + shlex.join([sys.executable, "-m", "minidl.parallel.selftest"]) + "\n")
 
-    def test_of_hosts_leave_the_threads_to_them(self, shown):
+    def test_of_hosts_say_how_many_on_each(self, shown):
         out = shown("-n", 4, "--hosts", "a,b:3", "--", "--seed", 1)
-        assert "--host a:1,b:3" in out and "--map-by" not in out and "--threads" not in out
+        assert "--host a:1,b:3" in out and "--map-by" not in out
 
     def test_of_a_scheduler_s_hosts_are_its_own(self, monkeypatch):
         monkeypatch.setenv("SLURM_JOB_ID", "7")
@@ -213,7 +211,7 @@ class TestErrors:
 class Started:
     """A launch that goes on, in a folder of its own."""
 
-    def __init__(self, folder, *words, count=3):
+    def __init__(self, folder, *words, count=2):
         self.folder, self.token, self.count = folder, uuid.uuid4().hex, count
         self.before = left_folders()
         self.out, self.errors = folder / "out", folder / "errors"
@@ -259,7 +257,7 @@ def wait_for(look, enough, started=None, seconds=20):
 
 @pytest.fixture
 def started(tmp_path):
-    """Start a launch: started(words..., count=3)."""
+    """Start a launch: started(words..., count=2)."""
     all_of_them = []
 
     def start(*words, **options):
@@ -280,7 +278,7 @@ class TestJob:
         assert MARK not in errors and "rank 1" not in errors and "mpi" not in errors
 
     @pytest.mark.parametrize("word, who, status, says", [
-        ("raise", 2, 1, "KeyError: 'broken'"), ("raise", -1, 1, "KeyError: 'broken'"), ("raise in a thread", 1, 1, "ZeroDivisionError"),
+        ("raise", 1, 1, "KeyError: 'broken'"), ("raise", -1, 1, "KeyError: 'broken'"), ("raise in a thread", 1, 1, "ZeroDivisionError"),
         ("raise of options", -1, 2, "Error: broken"), ("exit", 1, 3, ""), ("die", 1, 137, "Rank 1 on"),
     ])
     def test_that_fails_on_a_rank_ends_with_its_status_and_one_message(self, started, word, who, status, says):
@@ -338,9 +336,47 @@ class TestJob:
 
     def test_keeps_logs(self, started, tmp_path):
         assert started("finish", 0, tmp_path / "logs").ended()[::3] == (0, [])
-        for rank in range(3):
+        for rank in range(2):
             text = (tmp_path / "logs" / f"rank-{rank}.log").read_text()
             assert text.startswith(f"rank {rank} prints\n") and f"rank {rank} warns" in text
+
+
+SMALL = ("--data", "digits.npz", "--model", "mlp", "--batch-size", 10)          # four minibatches an epoch
+
+
+@needs_mpi
+class TestTraining:
+    def launch(self, *words, **options):
+        return runs.process("launch", "-n", 2, "--", *words, **{"env": {**runs.environment(), "PYTHONWARNINGS": "default"}, **options})
+
+    def test_on_many_processes_is_shown_once_and_leaves_a_run(self, place):
+        ran = self.launch(*SMALL, "--epochs", 2, "--out", "out")
+        assert (ran.returncode, ran.stderr) == (0, "")
+        assert ran.stdout.count("results: out") == 1 and "2, allreduce" in ran.stdout
+        assert [line["epoch"] for line in runs.metrics(place / "out")] == [1, 2]
+
+    def test_that_breaks_says_why_once(self, place):
+        ran = self.launch("--data", "digits.npz", "--model", "nets:Broken", "--batch-size", 10, "--out", "out")
+        assert ran.returncode == 1 and ran.stderr.count("NameError: name 'nothing' is not defined") == 1
+
+    def test_with_options_that_do_not_fit_is_told_once(self, place):
+        ran = self.launch(*SMALL, "--resume", "nowhere")
+        assert ran.returncode == 1 and ran.stderr.count("nowhere") == 1
+
+    def test_stops_and_goes_on(self, place):
+        process = subprocess.Popen([sys.executable, "-m", "minidl.launch", "-n", "2", "--", *map(str, SMALL), "--model", "nets:all_states",
+                                    "--epochs", "1000", "--out", "out"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                   env={**runs.environment(), "SLOW": "1"})
+        try:
+            wait_for(lambda: process.poll() is not None or (place / "out" / "metrics.jsonl").exists(), bool, seconds=LIMIT)
+            process.send_signal(signal.SIGINT)
+            out, errors = process.communicate(timeout=LIMIT)
+        finally:
+            process.kill()
+        assert (process.returncode, errors) == (130, "") and out.count("--resume out") == 1
+        done = len(runs.metrics(place / "out"))
+        assert self.launch("--resume", "out", "--epochs", done + 2).returncode == 0
+        assert len(runs.metrics(place / "out")) == done + 2
 
 
 def pending(number):

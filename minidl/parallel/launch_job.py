@@ -165,6 +165,9 @@ class Job:
         while self.streams.get_map() and not self.closed and time.monotonic() < until:
             self.listen(LOOK)
         self.streams.close()
+        for stream in (self.mpiexec.stdout, self.mpiexec.stderr):
+            if stream is not None:
+                stream.close()
         self.keeper_done()
 
     def keeper_done(self) -> None:

@@ -157,6 +157,15 @@ class TestQuiet:
         self.print_and_warn(1)
         assert capsys.readouterr() == ("", "")
 
+    def test_another_one_takes_over(self, capsys, monkeypatch):
+        monkeypatch.setenv(quiet.COLUMNS, "70")
+        with quiet.quiet(SimpleNamespace(rank=1, size=2)) as speak:
+            print("unheard")
+            speak()
+            print("printed")
+            assert sys.stdout.isatty() and os.environ["COLUMNS"] == "70"
+        assert capsys.readouterr() == ("printed\n", "")
+
     @pytest.mark.parametrize("rank", [0, 1])
     def test_each_keeps_a_log(self, capsys, tmp_path, rank):
         for _ in range(2):
