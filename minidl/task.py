@@ -39,7 +39,7 @@ SCHEDULES = ("constant", "step", "cosine", "polynomial")
 AUGMENTATIONS = {"none": "", "shift": "shifted by up to 1 pixel", "crop-flip": "cropped after 4 pixels of padding, and flipped"}
 USUAL_EPOCHS = {"digits": 100}         # they are few and small; 10 for anything else
 USUAL_AUGMENTATION = {"digits": "shift", "cifar10": "crop-flip"}
-EXCHANGE = {"exchange": "allreduce", "overlap": "backward", "compress": "none", "feedback": True, "chunk_size": 512,
+EXCHANGE = {"exchange": "allreduce", "overlap": "backward", "compress": "none", "feedback": True, "chunk_size": 256,
             "master_computes": True, "sync_batch_norm": False, "elastic": False, "spares": 0, "log_dir": None}     # of many processes
 LEAST = {"epochs": 0, "batch_size": 1, "accumulate": 1, "momentum": 0, "weight_decay": 0, "warm_up": 0, "label_smoothing": 0, "threads": 1,
          "seed": 0, "checkpoint_every": 1, "keep": 1, "spares": 0, "chunk_size": 1,

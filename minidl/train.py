@@ -313,7 +313,7 @@ def main(
     = None,
     feedback: Annotated[bool | None, typer.Option("--feedback/--no-feedback", help="Send later what compression leaves out.  "
                                                   "[default: feedback]")] = None,
-    chunk_size: Annotated[int | None, typer.Option(metavar="KB", help="What is sent as one.  [default: 512]")] = None,
+    chunk_size: Annotated[int | None, typer.Option(metavar="KB", help="What is sent as one.  [default: 256]")] = None,
     master_computes: Annotated[bool | None, typer.Option("--master-computes/--no-master-computes", help="Whether the master trains as the "
                                                          "workers do.  [default: master-computes]")] = None,
     sync_batch_norm: Annotated[bool | None, typer.Option("--sync-batch-norm", help="Batch normalization over the whole minibatch, and not "

@@ -27,7 +27,9 @@ from minidl.errors import ExchangeError
 from minidl.parallel.communicator import NAP, Communicator, Request
 
 Job = Iterator[Iterable[Request]]
-WINDOW = 4                  # jobs under way at a time, at rank 0. More hide the waiting of one behind another, but make an urgent one wait
+WINDOW = 2                  # jobs under way at a time, at rank 0: while one is summed another is on the wire, and an urgent one waits for two
+WIDE = 8                    # where nothing is more urgent than anything else
+STAGES = 2                  # further ones, that come from a device or go back to it meanwhile
 NAP_BESIDE = 2e-4           # seconds between two looks while another thread computes
 NAMES = 1 << 30             # the tag of the messages that name jobs
 NO_MORE = -1

@@ -39,6 +39,12 @@ class MasterWorker(Exchange):
         parcel = self.room(known) if new is None else self.pack_weights(chunk, known, new)
         yield self.from_master(parcel, chunk, 2)
         self.unpack_weights(parcel, known)
+        # a message is sent as soon as it is copied: without a word of thanks the master would fill the wire with chunks that are not urgent
+        thanks = np.zeros(1, np.uint8)
+        if self.rank == MASTER:
+            yield [self.irecv(np.empty_like(thanks), rank, chunk, 3) for rank in self.others()]
+        else:
+            yield [self.isend(thanks, MASTER, chunk, 3)]
 
     def from_master(self, parcel: np.ndarray, chunk: Chunk, phase: int) -> list[Request]:
         """The master's parcel to everybody."""

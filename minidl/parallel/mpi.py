@@ -52,9 +52,16 @@ def tolerant() -> bool:
     return os.environ.get("OMPI_MCA_mpi_ft_enable", "").lower() in ("1", "true", "yes")         # noqa: SIM112
 
 
+# Open MPI announces a message of more than 64 KB, and waits for an answer before it sends it. Over TCP the answer waits behind what is on
+# its way in the other direction: two ranks that send to each other at a time get half of a full-duplex wire. So chunks go unannounced.
+TCP = {"eager_limit": 1_100_000, "max_send_size": 1_100_000}         # bytes
+
+
 @functools.cache
 def library() -> Any:
     """mpi4py's MPI, started. MissingExtra, or ExchangeError if it does not allow several threads."""
+    for name, value in TCP.items():
+        os.environ.setdefault(f"OMPI_MCA_btl_tcp_{name}", str(value))
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:            # the latter: mpi4py is there, and libmpi is not

@@ -35,7 +35,7 @@ from minidl.optim import KFAC, Optimizer, clip_grad_norm
 from minidl.parallel import exchange as exchanges
 from minidl.parallel.batch_norm import synchronize
 from minidl.parallel.communicator import Communicator
-from minidl.parallel.engine import WINDOW, Engine, Job
+from minidl.parallel.engine import STAGES, WIDE, WINDOW, Engine, Job
 from minidl.parallel.layout import CHUNK, Chunk, Layout
 from minidl.parallel.staging import Staging
 from minidl.parallel.state import State, broadcast_state
@@ -159,13 +159,13 @@ class Team(Alone):
 
     exchange: the name of a strategy. overlap: one of OVERLAPS. compress: "none", "fp16", "int8" or "topk:0.01", see compression.py;
     feedback: False to forget what compression leaves out, which is worse. chunk: bytes that are sent as one. window: chunks under way
-    at a time. master_computes: False for a rank 0 that only sums and updates. sync_batch_norm: batch normalization takes the mean and the
+    at a time; as many as engine.py says unless given. master_computes: False for a rank 0 that only sums and updates. sync_batch_norm: batch normalization takes the mean and the
     variance of the whole minibatch, and not of each rank's part. alike: see Exchange. staging: see staging.py.
     ArgumentError for what makes no sense. What `fit` does in order is: bind, then for each minibatch parts, listen, update.
     """
 
     def __init__(self, communicator: Communicator, exchange: str = "allreduce", *, overlap: str = "none", compress: str = "none",
-                 feedback: bool = True, chunk: int = CHUNK, window: int = WINDOW, master_computes: bool = True,
+                 feedback: bool = True, chunk: int = CHUNK, window: int | None = None, master_computes: bool = True,
                  sync_batch_norm: bool = False, alike: bool = False, staging: Staging | None = None):
         if overlap not in OVERLAPS:
             raise ArgumentError(f"Team: overlap {overlap!r} is not known{nearest(overlap, OVERLAPS)}", hint=f"Known are {', '.join(OVERLAPS)}.")
@@ -234,7 +234,8 @@ class Team(Alone):
         self.everyone = all(self.exchange.updates(rank) for rank in range(self.ranks))
         self.updates = self.exchange.updates(self.rank)
         self.weights = (Layout({}) if self.everyone else self.layout).buffers()       # those that all ranks know
-        self.engine = Engine(self.wire, self.overlap != "none", self.window)
+        window = self.window or (WINDOW if self.overlap != "none" else WIDE) + (STAGES if type(self.staging) is not Staging else 0)
+        self.engine = Engine(self.wire, self.overlap != "none", window)
         self.hooks = [] if self.overlap == "none" else [p.register_ready_hook(partial(self._ready, path)) for path, p in self.learned.items()]
         self.after = FIRST + 2 * len(self.layout.chunks)    # numbers of jobs from here on are free
         if self.sync_batch_norm:
@@ -360,7 +361,8 @@ class Team(Alone):
                 self.optimizer.share(self.talk.gather_bytes, self.total, self.rank)
         self.agree()                                        # nothing has changed yet
         self.seconds["exchange"] += time.perf_counter() - started
-        self.exchange.commit()
+        if not later:                                       # otherwise the engine's thread is still packing
+            self.exchange.commit()
         commit(noted)
         if not later:
             self._update_now(present, clip)
