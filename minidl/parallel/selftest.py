@@ -21,7 +21,10 @@ from minidl.parallel.communicator import NAP, Communicator, Request
 
 SIZES = 8, 1 << 10, 64 << 10, 1 << 20, 8 << 20, 64 << 20
 BUDGET = 4.0                # seconds for all measurements; MPI's start, and the other tests, come to them
+SMALL = 64 << 10            # bytes that pass through any wire in no time
 REPEATS = 100               # of one measurement, at most
+TRIALS = 3                  # so many times an operation is done at least, a little generously
+CHECK = 1e-8                # seconds for each byte that is made, and compared
 PATIENCE = 10.0             # seconds until something that has not arrived is an error
 NOTHING = "-"               # in the table
 
@@ -46,14 +49,13 @@ def selftest(communicator: Communicator, print: Print = print, *, sizes: Iterabl
     sizes, spent = list(sizes), 0.0
     for k, (name, operation) in enumerate(operations.items()):
         share = (budget - spent) / (len(operations) - k)
-        sure, per_byte, before = 0.0, 0.0, 0                # what another trial costs: so much, and so much for each further byte
+        per_byte = 0.0
         for size in sizes:
-            if sure + per_byte * (size - before) > share:
+            if size > SMALL and per_byte * size > share:
                 break
-            seconds, pace, outlay, total = meter.time(operation, size, share / 6)
+            seconds, pace, total = meter.time(operation, size, share / 6)
             cells[name, size] = seconds, pace
-            per_byte = max(0.0, outlay - sure) / (size - before) if before else 0.0
-            share, spent, sure, before = share - total, spent + total, outlay, size
+            share, spent, per_byte = share - total, spent + total, TRIALS * seconds / size + CHECK
     say(table(list(operations), sizes, cells))
     say(legend(communicator.size, len(cells) < len(sizes) * len(operations)))
 
@@ -160,23 +162,21 @@ class Meter:
 
     # Time
 
-    def time(self, operation: Callable[[int], Trial], size: int, share: float) -> tuple[float, float, float, float]:
-        """Seconds of one operation and its bytes a second; the seconds that one trial costs at least, and those that all this took."""
+    def time(self, operation: Callable[[int], Trial], size: int, share: float) -> tuple[float, float, float]:
+        """Seconds of one operation, its bytes a second, and the seconds that all this took. share: seconds that repeats may take."""
         start = time.perf_counter()
-        trial, repeats, timed = operation(size), 1, 0.0
+        trial, repeats = operation(size), 1
         for attempt in range(2):                            # the first is slower: connections are made, memory is touched
             self.meet()
             began = time.perf_counter()
             for _ in range(repeats):
                 trial.once()
-            took = self.slowest(time.perf_counter() - began)
-            seconds, timed = took / repeats, timed + took
+            seconds = self.slowest(time.perf_counter() - began) / repeats
             if attempt == 0:
                 trial.check()
                 repeats = max(1, min(REPEATS, int(share / seconds)))
         trial.check()
-        total = self.slowest(time.perf_counter() - start)
-        return seconds / trial.messages, trial.bytes * trial.messages / seconds, total - timed + 2 * seconds, total
+        return seconds / trial.messages, trial.bytes * trial.messages / seconds, self.slowest(time.perf_counter() - start)
 
     def slowest(self, seconds: float) -> float:
         """Of all ranks: the same number for everyone, so that all decide alike."""

@@ -88,6 +88,9 @@ class Slow(Between):
     def ibroadcast(self, x, root=0):
         return self.slowed(self.communicator.ibroadcast(x, root), x.nbytes)
 
+    def iallgather(self, x, out):
+        return self.slowed(self.communicator.iallgather(x, out), out.nbytes - x.nbytes)
+
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_the_table_has_each_operation_and_size(ranks):
@@ -140,15 +143,15 @@ def test_a_rank_that_has_died():
 
 
 def test_on_a_slow_wire_large_sizes_are_left_out():
-    """At 1 MB/s the largest message would take a minute; the budget is less than a second."""
+    """At 1 MB/s the largest message would take a minute; the budget is 6 s."""
     started = time.monotonic()
-    text = shown(2, Slow, sizes=SIZES, budget=0.8)
+    text = shown(2, Slow, sizes=SIZES, budget=6)
     rows = cells(text)
     assert [*rows] == [amount(size) for size in SIZES]
     assert all(cell == ("-", "-") for cell in rows["64 MiB"]) and "not measured" in text
     speed, unit = rows["64 KiB"][1][1].split()
     assert 100 < float(speed) * {"kB/s": 1, "MB/s": 1000}[unit] <= 1001             # of the ring
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 60
 
 
 def test_amounts_and_paces_are_short():
@@ -177,9 +180,7 @@ def test_no_pair_and_no_place_have_the_same_bytes():
 
 
 @needs_mpi
-@pytest.mark.parametrize("ulfm", [False, True])
-def test_on_processes(ulfm):
-    ran = run_mpi(["-m", "minidl.parallel.selftest"], 3, ulfm=ulfm)
+def test_on_processes():
+    ran = run_mpi(["-m", "minidl.parallel.selftest"], 3, ulfm=True)
     assert (ran.status, ran.left) == (0, []), ran
-    assert "3 ranks on 1 host" in ran.out and "allgather" in ran.out and "all 3 pairs" in ran.out
-    assert ("the others can go on" in ran.out) == ulfm
+    assert "3 ranks on 1 host" in ran.out and "allgather" in ran.out and "all 3 pairs" in ran.out and "the others can go on" in ran.out
