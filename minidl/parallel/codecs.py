@@ -11,6 +11,7 @@ import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,11 @@ class Codec(ABC):
 
     def __init__(self) -> None:
         self.scratch = Scratch()
+
+    @property
+    def down(self) -> Codec:
+        """The codec for what comes back from whoever adds up: sums, or new weights."""
+        return self
 
     @abstractmethod
     def room(self, n: int, dtype: Any = np.float32) -> int:
@@ -237,12 +243,15 @@ class Int8(Codec):
 
 
 class TopK(Codec):
-    """The k = ceil(fraction n) largest magnitudes of the run as they are, and zeros for the rest.
+    """The k = ceil(fraction n) largest magnitudes of the run as halves, and zeros for the rest.
 
-        parcel      k numbers, then their k indices, in rising order (uint16 if n is at most 2^16, else uint32)
+        parcel      how many of them lie in each 2^16 numbers but the last (uint32), k numbers as fp16 sends them, and the lower 16 bits
+                    of their k indices, in rising order
 
     Of equal magnitudes the first are taken. Aji and Heafield, Sparse communication for distributed gradient descent, EMNLP 2017.
     """
+
+    WIDER = 2.3                 # so many times as much on the way down: at topk:0.01 this is 2.3 % of the numbers, in 2.5 % of the bytes
 
     def __init__(self, fraction: float):
         super().__init__()
@@ -250,44 +259,57 @@ class TopK(Codec):
             raise ArgumentError(f"TopK: fraction is {fraction!r}, and must be more than 0, and at most 1")
         self.fraction = float(fraction)
         self.name = f"topk:{self.fraction}"
+        self.half = Half()
+
+    @cached_property
+    def down(self) -> Codec:
+        """Each rank picks numbers of its own, so that their sum, and by momentum the change of the weights, has many more of them."""
+        return TopK(min(self.WIDER * self.fraction, 1))
 
     def count(self, n: int) -> int:
         """How many of n numbers are sent."""
         return min(max(math.ceil(round(self.fraction * n, 6)), 1), n)           # 0.07 * 100 is 7.000000000000001
 
     def room(self, n: int, dtype: Any = np.float32) -> int:
-        return self.count(n) * (np.dtype(dtype).itemsize + self.index(n).itemsize)
+        k = self.count(n)
+        return 4 * (max(n - 1, 0) >> 16) + self.half.room(k) + 2 * k
 
     def write(self, x: np.ndarray, parcel: np.ndarray) -> None:
-        values, indices = self.parts(parcel, len(x), x.dtype)
+        counts, values, lower = self.parts(parcel, len(x))
         # Bits of floating-point numbers without their signs are ordered as the numbers are, and infinity and NaN are above all others.
         whole = np.dtype(f"i{x.itemsize}")
         magnitudes = self.scratch("magnitudes", len(x), whole)
         np.bitwise_and(x.view(whole), np.iinfo(whole).max, out=magnitudes)
-        found = self.largest(magnitudes, len(values))
-        np.take(x, found, out=values)
-        if not np.isfinite(values).all():
-            values.fill(np.nan)
-        indices[:] = found
+        found = self.largest(magnitudes, len(lower))
+        self.half.encode(x[found], values)
+        counts[:] = np.diff(np.searchsorted(found, np.arange(len(counts) + 1) << 16))
+        lower[:] = found & 0xffff
 
     def read(self, parcel: np.ndarray, out: np.ndarray) -> None:
         out.fill(0)
         self.add(parcel, out)
 
     def add(self, parcel: np.ndarray, into: np.ndarray) -> None:
-        values, indices = self.parts(self.fitting(parcel, into), len(into), into.dtype)
-        if len(values) and np.isnan(values[0]):
-            into.fill(np.nan)
-        else:
-            into[indices] += values
+        self.change(np.add, self.fitting(parcel, into), into)
 
     def left(self, x: np.ndarray, parcel: np.ndarray, out: np.ndarray) -> None:
-        values, indices = self.parts(parcel, len(x), x.dtype)
-        if len(values) and np.isnan(values[0]):
+        np.copyto(out, x)
+        self.change(np.subtract, parcel, out)
+        if len(out) and np.isnan(out[0]):
             out.fill(0)
-        else:
-            np.copyto(out, x)
-            out[indices] = 0
+
+    def change(self, how: Callable[..., np.ndarray], parcel: np.ndarray, numbers: np.ndarray) -> None:
+        """Put how(number, sent) in place of each number of which something was sent, and NaN everywhere if that is."""
+        counts, values, lower = self.parts(parcel, len(numbers))
+        sent = self.scratch("sent", len(lower), numbers.dtype)
+        self.half.decode(values, sent)
+        if len(sent) and np.isnan(sent[0]):
+            numbers.fill(np.nan)
+            return
+        indices = lower.astype(np.intp)
+        for first in np.cumsum(counts):
+            indices[first:] += 1 << 16
+        numbers[indices] = how(numbers[indices], sent)
 
     def largest(self, magnitudes: np.ndarray, k: int) -> np.ndarray:
         """Where the k largest are, in rising order."""
@@ -301,15 +323,11 @@ class TopK(Codec):
             found = np.delete(found, np.flatnonzero(magnitudes[found] == least)[k - len(found):])
         return found
 
-    def parts(self, parcel: np.ndarray, n: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Values and indices of a parcel, as views."""
-        cut = self.count(n) * np.dtype(dtype).itemsize
-        return parcel[:cut].view(dtype), parcel[cut:].view(self.index(n))
-
-    @staticmethod
-    def index(n: int) -> np.dtype:
-        """What can hold an index into n numbers."""
-        return np.dtype(np.uint16 if n <= 1 << 16 else np.uint32)
+    def parts(self, parcel: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Counts, values and lower bits of a parcel, as views."""
+        k = self.count(n)
+        first, second = len(parcel) - 2 * k - self.half.room(k), len(parcel) - 2 * k
+        return parcel[:first].view(np.uint32), parcel[first:second], parcel[second:].view(np.uint16)
 
 
 def working(dtype: Any) -> np.dtype:
@@ -333,7 +351,7 @@ def codec(text: str) -> Codec:
     """The codec that --compress asks for: none, fp16, int8, or topk:FRACTION. ConfigError for anything else.
 
     >>> codec("topk:0.01").room(100_000)            # bytes, of 400,000
-    8000
+    4006
     """
     name, colon, fraction = text.partition(":")
     hint = f"Known are {', '.join(CODECS)} and topk:FRACTION, as in topk:0.01 for the largest hundredth."
