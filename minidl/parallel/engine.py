@@ -39,11 +39,11 @@ PATIENCE = 2.0              # seconds for which those who end wait for one anoth
 class Engine:
     """Runs jobs. communicator: its own, for the names of jobs. beside: in a thread; otherwise whenever somebody waits.
 
-    window: how many jobs may be under way at a time.
+    window: how many jobs may be under way at a time. small: jobs of numbers below this one wait for nothing.
     """
 
-    def __init__(self, communicator: Communicator, beside: bool = False, window: int = WINDOW):
-        self.communicator, self.beside, self.window = communicator, beside, window
+    def __init__(self, communicator: Communicator, beside: bool = False, window: int = WINDOW, small: int = 0):
+        self.communicator, self.beside, self.window, self.small = communicator, beside, window, small
         self.waiting: dict[int, Job] = {}               # by number
         self.rounds: Counter[int] = Counter()           # how many times each number was given
         self.active: dict[int, Running] = {}
@@ -163,8 +163,10 @@ class Engine:
         """At rank 0: begin the most urgent job that has come in, and tell the others."""
         self.sending = [request for request in self.sending if not request.done()]
         moved = False
-        while self.waiting and len(self.active) < self.window:
+        while self.waiting:
             number = self._most_urgent()
+            if number >= self.small and len(self.active) >= self.window:
+                break
             name = np.array(number, np.int64)
             self.sending += [self.communicator.isend(name, rank, NAMES) for rank in range(1, self.communicator.size)]
             self._begin(number)

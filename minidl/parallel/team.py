@@ -235,7 +235,7 @@ class Team(Alone):
         self.updates = self.exchange.updates(self.rank)
         self.weights = (Layout({}) if self.everyone else self.layout).buffers()       # those that all ranks know
         window = self.window or (WINDOW if self.overlap != "none" else WIDE) + (STAGES if type(self.staging) is not Staging else 0)
-        self.engine = Engine(self.wire, self.overlap != "none", window)
+        self.engine = Engine(self.wire, self.overlap != "none", window, small=FIRST)
         self.hooks = [] if self.overlap == "none" else [p.register_ready_hook(partial(self._ready, path)) for path, p in self.learned.items()]
         self.after = FIRST + 2 * len(self.layout.chunks)    # numbers of jobs from here on are free
         if self.sync_batch_norm:
