@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-import minidl
 from minidl import data, models, optim, pool
 from minidl.loop import classification, fit
 from minidl.parallel import local
@@ -63,7 +62,7 @@ class Setting:
         train, test = data.load(self.data, data_dir=self.folder)
 
         def rank(communicator: Any) -> tuple[list[float], int]:
-            model = models.create("lenet", input_shape=train.shape, classes=len(train.classes), generator=minidl.generator(seed))
+            model = models.create("lenet", input_shape=train.shape, classes=len(train.classes), generator=seed)
             loader = data.Loader(train, batch_size=self.batch, seed=seed)
             optimizer = optim.SGD(model, lr=optim.cosine(self.lr, self.epochs * len(loader)), momentum=self.momentum,
                                   weight_decay=self.weight_decay, groups={"*.b": {"weight_decay": 0.0}})
