@@ -93,7 +93,7 @@ def main(
         if dry_run:
             print(shlex.join(command))
             raise SystemExit(0)
-        outcome = launch(command, hosts is None, timeout)
+        outcome = launch(command, hosts is None, timeout, elastic)
         if outcome.words:
             tell(text=outcome.words)
         raise SystemExit(outcome.status)

@@ -92,7 +92,7 @@ class TestWords:
 
     def test_of_spares_make_the_job_outlive_its_ranks(self, shown):
         out = shown("-n", 3, "--spares", 2)
-        assert "--with-ft ulfm" in out and "mpi_ft_detector_thread true" in out and " -n 5 " in out and "--elastic --spares 2" in out
+        assert "--with-ft ulfm" in out and " -n 5 " in out and "--elastic --spares 2" in out
 
     def test_of_a_log_are_passed_on(self, shown):
         assert "--log-dir 'some logs'" in shown("-n", 2, "--log-dir", "some logs")
@@ -291,6 +291,12 @@ class TestJob:
     def test_that_outlives_its_ranks_ends_all_the_same_when_one_raises(self, started):
         status, _, errors, left = started("ulfm", "raise", 1).ended()
         assert (status, errors.count("KeyError: 'broken'"), left) == (1, 1, [])
+
+    def test_that_outlives_its_ranks_is_rid_of_one_that_stands_still(self, started):
+        job = started("ulfm", "stand still", 1)
+        first, second = job.begun()
+        wait_for(lambda: psutil.pid_exists(second), lambda found: not found)
+        assert psutil.pid_exists(first) and not psutil.pid_exists(second) and job.process.poll() is None
 
     def test_whose_rank_hangs_at_the_end_is_done(self, started):
         status, _, errors, left = started("hang at the end", 1).ended()

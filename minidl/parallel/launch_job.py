@@ -29,6 +29,7 @@ from minidl.parallel.quiet import COLUMNS
 GRACE = 5.0                 # seconds for processes to end by themselves when the work is done
 FAILURE = 1.0               # seconds for them to end when a rank has failed
 ORDER = 0.4                 # seconds that mpiexec gets to end them in good order, before all are killed
+STILL = 1.0                 # seconds between two looks at whether a rank stands still
 HELD = 4096                 # bytes of stderr that are held back at most, until it is clear what they are
 LOOK = 0.1                  # seconds between two looks at the clock
 CLOSED, TOO_LONG = 141, 124                 # exit statuses, as of a shell's commands: nobody reads the output; the time is over
@@ -43,13 +44,14 @@ class Outcome:
     words: str = ""
 
 
-def launch(command: Sequence[str], alone: bool = True, timeout: float | None = None) -> Outcome:
+def launch(command: Sequence[str], alone: bool = True, timeout: float | None = None, elastic: bool = False) -> Outcome:
     """Run ranks to their end, with the command line of mpiexec that starts them.
 
-    alone: all of them are on this host. timeout: seconds after which all are ended. Ctrl-C, SIGTERM and SIGHUP ask the ranks to stop
-    after their minibatch; a second one ends them at once. Whatever happens, no process of the job is left on this host.
+    alone: all of them are on this host. timeout: seconds after which all are ended. elastic: the job outlives its ranks, so one that
+    stands still on this host is killed, lest the others wait for it. Ctrl-C, SIGTERM and SIGHUP ask the ranks to stop after their
+    minibatch; a second one ends them at once. Whatever happens, no process of the job is left on this host.
     """
-    job = Job(command, alone, timeout)
+    job = Job(command, alone, timeout, elastic)
     before = {}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:           # as nohup wants it
@@ -69,9 +71,9 @@ def launch(command: Sequence[str], alone: bool = True, timeout: float | None = N
 class Job:
     """What is known of the ranks, and the processes that they are."""
 
-    def __init__(self, command: Sequence[str], alone: bool, timeout: float | None):
+    def __init__(self, command: Sequence[str], alone: bool, timeout: float | None, elastic: bool):
         self.command = list(command)
-        self.alone = alone
+        self.alone, self.elastic = alone, elastic
         self.name = secrets.token_hex(8)
         self.errors = Errors()
         self.signals: list[int] = []            # that have come
@@ -80,6 +82,8 @@ class Job:
         self.timeout = timeout
         self.until = float("inf")               # then everything is ended
         self.streams = selectors.DefaultSelector()
+        self.looked = 0.0                       # at the ranks, last
+        self.still: set[int] = set()            # processes that stood still then
 
     # Beginning
 
@@ -118,6 +122,18 @@ class Job:
                 self.within(GRACE)
             if self.mpiexec.poll() is not None:
                 self.within(ORDER)              # for what is still in the pipes
+            if self.elastic:
+                self.look_after()
+
+    def look_after(self) -> None:
+        """Kill ranks that stood still at the last look and do so at this one."""
+        now = time.monotonic()
+        if now > self.looked + STILL:
+            still = launch_sweep.standing_still(self.name) - {self.mpiexec.pid}
+            for number in still & self.still:
+                with suppress(OSError):
+                    os.kill(number, signal.SIGKILL)
+            self.looked, self.still = now, still
 
     def within(self, seconds: float) -> None:
         """End everything in so many seconds, if that is not to happen earlier."""

@@ -31,6 +31,19 @@ def processes(job: str) -> list[int]:
     return found
 
 
+def standing_still(job: str) -> set[int]:
+    """The processes of a job that have been stopped, by SIGSTOP or from a terminal."""
+    found = set()
+    for number in processes(job):
+        try:
+            with open(f"/proc/{number}/stat") as file:
+                if file.read().rpartition(")")[2].split()[0] == "T":
+                    found.add(number)
+        except OSError:
+            pass
+    return found
+
+
 def sweep(job: str, folder: str, seconds: float = 5.0) -> None:
     """Kill all processes of a job on this host, again and again until there are none; then remove its folder."""
     until = time.monotonic() + seconds

@@ -27,7 +27,7 @@ def launch(ranks, *words):
     elastic = words[0] == "ulfm" and bool(words.pop(0))
     timeout = float(words.pop(0).partition("=")[2]) if words[0].startswith("timeout=") else None
     command = launch_command.command_line(launch_command.find_mpiexec(), int(ranks), [sys.executable, __file__, *words], elastic=elastic)
-    outcome = launch_job.launch(command, timeout=timeout)
+    outcome = launch_job.launch(command, timeout=timeout, elastic=elastic)
     print(outcome.words, file=sys.stderr)
     sys.exit(outcome.status)
 
