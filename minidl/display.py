@@ -168,16 +168,26 @@ def errors_told() -> Iterator[None]:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        yield
+        with memory_told():
+            yield
     except MinidlError as error:
         tell(error)
         raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
-    except MemoryError as error:
-        tell(error, f"Out of memory: {error}\nUse a smaller --batch-size, or send each minibatch through in parts: --accumulate 4.")
-        raise SystemExit(1) from None
     except KeyboardInterrupt as error:                  # with the number of the signal, if it was not Ctrl-C
         tell(error, "Stopped at once.")
         raise SystemExit(128 + (error.args or (2,))[0]) from None
+
+
+@contextlib.contextmanager
+def memory_told() -> Iterator[None]:
+    """Within the block too little memory is an error of minidl's, which says what to try."""
+    try:
+        yield
+    except MemoryError as error:
+        short = MinidlError(f"Out of memory: {error}",
+                            hint="Use a smaller --batch-size, or send each minibatch through in parts: --accumulate 4.")
+        short.__notes__ = getattr(error, "__notes__", [])
+        raise short from None
 
 
 def tell(error: BaseException | None = None, text: str = "") -> None:

@@ -1,22 +1,28 @@
 """One process that speaks for many: the first shows and saves what all of them do, and if it dies another one goes on.
 
 What the ranks of a run are for the command is here. How they train is in parallel/team.py, how they end together in parallel/ending.py.
+Where there is one process only, it leads.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import numpy as np
 
 from minidl import parallel
 from minidl.display import Display, make_console
 from minidl.errors import RankLost
 from minidl.loop import Callback
 from minidl.parallel import Communicator
-from minidl.parallel.ending import Ending
-from minidl.record import Record
+from minidl.parallel.ending import Ending, launched
+from minidl.record import Record, command
 from minidl.run import Run
 
 
@@ -24,17 +30,20 @@ from minidl.run import Run
 class Ranks:
     """The processes that an MPI launcher has started, if one has; and how this one ends with the others, and comes to print."""
 
-    world: Communicator | None = None
+    world: Communicator | None = None           # None: this process is alone
     ending: Ending | None = None
     speak: Callable[[], None] = lambda: None
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that says what is wrong, and makes the folder."""
+        """Whether this is the process that makes the folder, and shows what is done."""
         return self.world is None or self.world.rank == 0
 
     def agreed(self, options: SimpleNamespace, find: Callable[[], bytes]) -> bytes:
-        """What the first process finds, for all. If processes may die, the first of those who live finds it."""
+        """What the first process finds, for all; the others wait for it.
+
+        If processes may die, the first of those who live finds it, and there are as many spares less.
+        """
         if self.world is None:
             return find()
         places = self.world.size - options.spares
@@ -49,8 +58,34 @@ class Ranks:
             if not options.elastic or self.world.agree(well):
                 return found
             self.world.revoke()
-            self.world = self.world.shrink()
+            self.regroup(self.world.shrink())
             options.spares = max(self.world.size - places, 0)
+
+    def regroup(self, world: Communicator) -> None:
+        """These are the processes now."""
+        self.world = world
+        if self.ending is not None:
+            self.ending.communicator = world
+
+    def highest(self, number: int) -> int:
+        """The highest number that a process has; if some have just died, of those who live."""
+        if self.ending is None:
+            return number
+        with suppress(RankLost):
+            number = int(self.ending.communicator.allgather(np.array(number)).max())
+        return number
+
+    def command(self, options: SimpleNamespace, *words: str | Path) -> str:
+        """What to type at a shell to train with as many processes, and these words."""
+        if self.world is None:
+            return command("train", *words)
+        elastic: list[str | Path] = ["--spares", str(options.spares)] if options.spares else ["--elastic"] if options.elastic else []
+        log = [] if options.log_dir is None else ["--log-dir", options.log_dir]
+        if launched():
+            return command("launch", "-n", str(self.world.size - options.spares), *elastic, *log, "--", *words)
+        ulfm = ["--with-ft", "ulfm"] if options.elastic else []
+        elastic = ["--elastic", *elastic] if options.spares else elastic
+        return shlex.join(["mpiexec", *ulfm, "-n", str(self.world.size)]) + " " + command("train", *words, *elastic, *log)
 
 
 class Lead(Callback):
@@ -64,7 +99,7 @@ class Lead(Callback):
         self.told = 0                           # of the team's news
 
     def start(self, run: Run) -> None:
-        """The beginning; or a new one, in another process."""
+        """The beginning; or, in a process that takes the place of the first, where it stood."""
         if self.team.leads and not self.ranks.first:
             self.ranks.speak()
             self.claim()
@@ -90,7 +125,7 @@ class Lead(Callback):
             self.display.epoch(run, metrics)
 
     def end(self, run: Run) -> None:
-        """At the end."""
+        """At the end: who trained last ends together."""
         self.record.end(run)
-        if self.ranks.ending is not None and self.ranks.world is not None and isinstance(self.team, parallel.Team):
+        if self.ranks.ending is not None and isinstance(self.team, parallel.Team):
             self.ranks.ending.communicator = self.team.communicator

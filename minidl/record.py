@@ -35,7 +35,6 @@ class Record(Callback):
     def __init__(self, folder: Path, config: Mapping[str, Any], keep: int = 2, every: int | None = None):
         self.folder, self.config, self.every = folder, config, every
         self.checkpoints = Checkpoints(folder / "checkpoint", keep)
-        self.saved_at: int | None = None            # the step of the newest checkpoint, once the run has begun
 
     def start(self, run: Run) -> None:
         """The config, a checkpoint of the beginning, and the metrics: those of a run that is resumed are cut back to where it stands."""
@@ -45,9 +44,7 @@ class Record(Callback):
         for leftover in (*self.folder.glob(".*.tmp"), *self.checkpoints.folder.glob(".*.tmp")):     # of a process killed while writing
             leftover.unlink(missing_ok=True)
         write(self.folder / "config.json", (json.dumps(self.config, indent=2) + "\n").encode())
-        if run.step in self.checkpoints.files():
-            self.saved_at = run.step                # it was resumed from there
-        else:
+        if run.step not in self.checkpoints.files():            # otherwise it was resumed from there
             self.write(run, {})                     # the exchange owes nothing yet; where another process led before, it is not known here
         self.write_metrics(run)
 
@@ -81,7 +78,10 @@ class Record(Callback):
                 raise NumericsError(f"{name} is no longer finite after step {run.step}",
                                     hint="The weights have run away. Try a smaller learning rate, or clip the gradient.")
         self.checkpoints.save(run.step, arrays, rest)
-        self.saved_at = run.step
+
+    def saved(self, run: Run) -> int | None:
+        """The step of the last checkpoint on the way to where a run stands, whichever process wrote it; None if none is there."""
+        return max((step for step in self.checkpoints.files() if step <= run.step), default=None)
 
     def discard(self) -> None:
         """Remove what `start` wrote, and the folder if nothing else is in it: the run never got anywhere."""

@@ -24,8 +24,9 @@ from minidl.data.catalogue import CLASSES
 from minidl.data.images import border
 from minidl.errors import ConfigError, nearest
 from minidl.loop import Objective, classification, reconstruction
-from minidl.nn import Module
+from minidl.nn import BatchNorm, Module
 from minidl.optim.kfac.statistics import FISHERS
+from minidl.parallel import mpi
 from minidl.parallel.codecs import codec
 from minidl.parallel.elastic import Elastic
 from minidl.parallel.team import OVERLAPS
@@ -44,10 +45,10 @@ EXCHANGE = {"exchange": "allreduce", "overlap": "backward", "compress": "none", 
 LEAST = {"epochs": 0, "batch_size": 1, "accumulate": 1, "momentum": 0, "weight_decay": 0, "warm_up": 0, "label_smoothing": 0, "threads": 1,
          "seed": 0, "checkpoint_every": 1, "keep": 1, "spares": 0, "chunk_size": 1,
          "damping": 0, "factor_interval": 1, "inverse_interval": 1}
+# what a test has no use for
 TRAINING = ("epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum", "weight_decay", "schedule", "warm_up", "clip", "augment",
-            "seed", "out", "checkpoint_every", "keep", *KFAC)               # what a test has no use for
-OF_THE_COMMAND = ("config", "resume", "out", "eval_only", "typed", "filed", "elastic", "spares",
-                  "log_dir")             # what a resumed run does not take over
+            "seed", "out", "checkpoint_every", "keep", *KFAC, *(name for name in EXCHANGE if name not in ("exchange", "log_dir")))
+OF_THE_COMMAND = ("config", "resume", "out", "eval_only", "typed", "filed", "elastic", "spares", "log_dir")     # not for a resumed run
 
 Plan = list[tuple[str, str]]            # what will be done, in pairs of a word and a text
 
@@ -111,33 +112,53 @@ def settle(options: SimpleNamespace, processes: int | None = None) -> Plan:
 
 def settle_exchange(options: SimpleNamespace, processes: int | None) -> Plan:
     """The same for the options of many processes."""
-    notes: Plan = []
     if options.exchange is not None:
         known("exchange", options.exchange, parallel.names())
     if options.overlap is not None:
         known("overlap", options.overlap, OVERLAPS)
     if options.compress is not None:
         codec(options.compress)
-    given = [name for name in EXCHANGE if getattr(options, name) is not None]
-    if processes is None and not (options.exchange and "exchange" in options.typed):
-        notes += unused(options, [name for name in given if getattr(options, name) != EXCHANGE[name]],
-                        "this is one process; start several with python -m minidl.launch or mpiexec")
-    for name, value in EXCHANGE.items():
+    notes: Plan = []
+    if processes is None:
+        meant = [name for name, usual in EXCHANGE.items() if name == "exchange" or getattr(options, name) != usual]
+        notes += unused(options, meant, "this is one process; start several: python -m minidl.launch -n 4 -- ..., or mpiexec")
+    for name, usual in EXCHANGE.items():
         if getattr(options, name) is None:
-            setattr(options, name, value)
+            setattr(options, name, usual)
+    given = options.typed | options.filed               # others are the resumed run's, and make way for what is given
+    if options.compress == "none" and not options.feedback:
+        if "feedback" in given:
+            raise ConfigError("--no-feedback would not be used: nothing is compressed", hint="Leave it out, or give --compress.")
+        options.feedback = True
+    if options.exchange != "master-worker" and not options.master_computes:
+        if "master_computes" in given:
+            raise ConfigError(f"--no-master-computes would not be used: {options.exchange} has no master",
+                              hint="Leave it out, or use --exchange master-worker.")
+        options.master_computes = True
     if options.spares and not options.elastic:
-        raise ConfigError("--spares are for --elastic", hint="Add it.")
-    if processes is not None and options.spares >= processes:
-        raise ConfigError(f"--spares {options.spares}: there are {processes} processes, and at least one must train",
-                          hint="Start more: python -m minidl.launch -n 4 --spares 1 -- ...")
+        raise ConfigError("--spares would not be used: they are for --elastic", hint="Add it.")
     if options.elastic and options.overlap == "forward":
-        raise ConfigError("--overlap forward changes weights before all ranks have agreed on a step, and --elastic cannot take that back",
+        raise ConfigError("--overlap forward changes weights before all have agreed on a step, which --elastic could not take back",
                           hint="Use --overlap backward.")
-    if not options.feedback and options.compress == "none":
-        raise ConfigError("--no-feedback would not be used: nothing is compressed", hint="Leave it out, or give --compress.")
-    if not options.master_computes and options.exchange != "master-worker":
-        raise ConfigError(f"--no-master-computes: {options.exchange} has no master", hint="Use --exchange master-worker, or leave it out.")
+    if options.overlap == "forward" and processes is not None and (options.clip is not None or options.optimizer == "kfac"):
+        why = "--clip" if options.clip is not None else "kfac"
+        notes.append(("overlap", f"in the backward pass only: {why} needs all of the gradient before any weight changes"))
+    if processes is not None:
+        fit_processes(options, processes)
     return notes
+
+
+def fit_processes(options: SimpleNamespace, processes: int) -> None:
+    """ConfigError unless so many can do what the options ask."""
+    more = "Start more: python -m minidl.launch -n 4 ..."
+    if options.spares >= processes:
+        raise ConfigError(f"--spares {options.spares}: of {processes} process{'es' * (processes > 1)} at least one must train",
+                          hint=f"{more} --spares 1")
+    if not options.master_computes and processes - options.spares < 2:
+        raise ConfigError("--no-master-computes: there is one process, and nobody else who could train", hint=more)
+    if options.elastic and not mpi.tolerant():
+        raise ConfigError("--elastic: this mpiexec ends all processes when one dies",
+                          hint="Start them with python -m minidl.launch --elastic, or mpiexec --with-ft ulfm (Open MPI 5).")
 
 
 def make_team(options: SimpleNamespace, world: parallel.Communicator) -> parallel.Team:
@@ -220,6 +241,9 @@ def make_task(options: SimpleNamespace, config: dict[str, Any] | None = None) ->
         notes += unused(options, ["label_smoothing"], f"{options.model} learns no labels")
         notes += unused(options, ["normalise"], f"{options.model} learns images in [0, 1]")
         options.normalise = False
+    if options.sync_batch_norm and not any(isinstance(module, BatchNorm) for _, module in model.named_modules()):
+        notes += unused(options, ["sync_batch_norm"], f"{options.model} has no batch normalization")
+        options.sync_batch_norm = False
     if options.optimizer == "kfac" and options.inverse_interval is None:
         options.inverse_interval = RARELY if largest_factor(model) > LARGE else KFAC["inverse_interval"]
     normalise = Normalise.of(train) if options.normalise else None

@@ -28,7 +28,7 @@ from minidl import data, kernels, optim, parallel, pool
 from minidl.checkpoint import Checkpoints, Found, load
 from minidl.config import CountOrWord, gather
 from minidl.data.catalogue import CLASSES
-from minidl.display import Display, errors_told, number, percent, tell
+from minidl.display import Display, errors_told, memory_told, number, percent, tell
 from minidl.errors import CheckpointError, NumericsError
 from minidl.lead import Lead, Ranks
 from minidl.loop import Callback, Objective, classification, evaluate, fit, reconstruction
@@ -50,12 +50,15 @@ def begin(context: typer.Context) -> int:
     if not mpi.launched():
         return train(gather(context, main), Ranks())
     world = mpi.world()
-    with end_together(world, tell) as ending:
-        options = gather(context, main)
-        with quiet(world, options.log_dir) as speak:
-            status = train(options, Ranks(world, ending, speak))
-        if status:
-            raise SystemExit(status)
+    try:
+        with end_together(world, tell) as ending:
+            options = gather(context, main)
+            with quiet(world, options.log_dir) as speak, memory_told():
+                status = train(options, Ranks(world, ending, speak))
+            if status:
+                raise SystemExit(status)            # all ranks come to it
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
     mpi.leave(status)
     return status
 
@@ -64,8 +67,8 @@ def train(options: SimpleNamespace, ranks: Ranks) -> int:
     """Do what the options say; gives the exit status."""
     notes = settle(options, None if ranks.world is None else ranks.world.size)
     config = None if options.resume is None else read_config(options.resume)
-    if ranks.world is not None and options.data in CLASSES:             # what has to be downloaded is so once on each file system
-        ranks.agreed(options, lambda: str(data.load(options.data, data_dir=options.data_dir)).encode())
+    if ranks.world is not None and options.data in CLASSES:
+        ranks.agreed(options, partial(fetched, options))        # by one process, while the others wait
     task = make_task(options, config)
     with at_work(options.threads) as count, np.errstate(over="ignore", invalid="ignore", divide="ignore"):      # the loss is watched
         threads = f", {count} thread{'s' * (count != 1)}" + (" a process" if ranks.world is not None else "")
@@ -75,6 +78,12 @@ def train(options: SimpleNamespace, ranks: Ranks) -> int:
             warnings.filterwarnings("ignore", "minidl would be several times faster")       # it has just been said
         task.notes += notes
         return only_test(options, task, ranks) if options.eval_only else run(options, task, config, ranks)
+
+
+def fetched(options: SimpleNamespace) -> bytes:
+    """The data are here now, if they had to be downloaded."""
+    data.load(options.data, data_dir=options.data_dir)
+    return b""
 
 
 @contextmanager
@@ -94,7 +103,8 @@ def only_test(options: SimpleNamespace, task: Task, ranks: Ranks) -> int:
     """`--eval-only`: the loss and accuracy of weights on the test data."""
     file, weights = weights_of(options.resume or options.weights)
     task.model.load_state_dict(weights)
-    display = Display([*task.plan, ("weights", str(file)), *task.notes])
+    processes = [] if ranks.world is None else [("processes", f"{ranks.world.size}")]
+    display = Display([*task.plan, *processes, ("weights", str(file)), *task.notes])
     display.show_plan()
     team = None if ranks.world is None else parallel.Team(ranks.world)
     loss, accuracy = evaluate(task.model, task.tests, task.objective, team)
@@ -108,12 +118,12 @@ def run(options: SimpleNamespace, task: Task, config: dict[str, Any] | None, ran
     new = config is None
     name = f"{Path(options.data).resolve().stem}-{options.model.rpartition(':')[2]}"
     folder = Path(os.fsdecode(ranks.agreed(options, lambda: os.fsencode(new_folder(options.out, name) if new else options.resume))))
-    commands = [*(config or {"commands": []})["commands"], shlex.join(["python", "-m", "minidl.train", *sys.argv[1:]])]
-    record = Record(folder, task.config(options) | {"commands": commands, "minidl": minidl.__version__, "numpy": np.__version__},
+    record = Record(folder, task.config(options) | {"commands": [*(config or {"commands": []})["commands"], typed(ranks)],
+                                                    "minidl": minidl.__version__, "numpy": np.__version__},
                     options.keep, options.checkpoint_every)
     display = Display(task.plan)
-    signals = StopOnSignal(display.stopping)
     team = parallel.Alone() if ranks.world is None else make_team(options, ranks.world)
+    signals = StopOnSignal(display.stopping, lambda: getattr(team, "stands_by", False))
     with ExitStack() as open_until_the_end:
         lead = Lead(team, ranks, partial(open_until_the_end.enter_context, claimed(folder)), record, display)
         if ranks.first:
@@ -130,14 +140,27 @@ def run(options: SimpleNamespace, task: Task, config: dict[str, Any] | None, ran
             display.stop()
             if new and ranks.first and not (signals.begun and signals.run.step):
                 record.discard()                    # nothing was learned
-            elif record.saved_at == 0 and isinstance(error, NumericsError):
-                error.add_note(f"Nothing was learned before it. Start again, for example with --lr {options.lr / 10:g}.")
-            elif record.saved_at is not None:
-                retry = ("--lr", f"{options.lr / 10:g}") if isinstance(error, NumericsError) else ()
-                error.add_note(f"The last good checkpoint is of step {record.saved_at:,}. To go on from there:\n"
-                               + command("train", "--resume", folder, *retry))
+            elif signals.begun:
+                say_how_to_go_on(error, record.saved(signals.run), options, folder, ranks)
             raise
-    return closed(signals, display, task, folder) if signals.begun else 0
+        return closed(signals, display, options, task, folder, ranks) if signals.begun else 0
+
+
+def typed(ranks: Ranks) -> str:
+    """The command as it was typed, but for what a launcher was told besides the number of processes."""
+    launcher = [] if ranks.world is None else ["mpiexec", "-n", str(ranks.world.size)]
+    return shlex.join([*launcher, "python", "-m", "minidl.train", *sys.argv[1:]])
+
+
+def say_how_to_go_on(error: BaseException, saved: int | None, options: SimpleNamespace, folder: Path, ranks: Ranks) -> None:
+    """Add to an error that has ended a run at which step it was saved last, and what to type."""
+    slower = f"{options.lr / 10:g}"
+    if saved == 0 and isinstance(error, NumericsError):
+        error.add_note(f"Nothing was learned before it. Start again, for example with --lr {slower}.")
+    elif saved is not None:
+        retry = ("--lr", slower) if isinstance(error, NumericsError) else ()
+        error.add_note(f"The last good checkpoint is of step {saved:,}. To go on from there:\n"
+                       + ranks.command(options, "--resume", folder, *retry))
 
 
 def weights_of(place: Path) -> tuple[Path, dict[str, Any]]:
@@ -194,18 +217,18 @@ def exchange_described(options: SimpleNamespace, processes: int) -> str:
     return ", ".join(words)
 
 
-def closed(signals: StopOnSignal, display: Display, task: Task, folder: Path) -> int:
+def closed(signals: StopOnSignal, display: Display, options: SimpleNamespace, task: Task, folder: Path, ranks: Ranks) -> int:
     """The last words after the loop; gives the exit status."""
     run = signals.run
-    if run.stop and not run.finished:
+    if run.ended and not run.finished:
         display.stop()
         display.say(f"Stopped after step {run.step:,}, in epoch {run.epoch + 1}. All is saved; to go on:", "bold")
-        display.say(command("train", "--resume", folder))
-        return 128 + signals.number
+        display.say(ranks.command(options, "--resume", folder))
+        return 128 + ranks.highest(signals.number)          # it may have come to another process only
     display.summary(run)
     display.say(f"results: {folder}")
     if run.epoch and run.step == display.began_at:
-        more = command("train", "--resume", folder, "--epochs", f"{2 * run.epoch}")
+        more = ranks.command(options, "--resume", folder, "--epochs", f"{2 * run.epoch}")
         display.say(f"This run has finished its {run.epoch} epochs. To train on: {more}")
     elif task.objective.right is not None and len(task.train.shape) == 3:
         display.say(f"classify images: {command('predict', folder, 'IMAGE...')}")
@@ -234,20 +257,21 @@ def remarks(display: Display) -> Iterator[None]:
 class StopOnSignal(Callback):
     """Ctrl-C, a job scheduler's SIGTERM or the end of the terminal ask the loop to stop after its minibatch; a second time stops at once.
 
-    stopping: called when the loop is asked.
+    stopping: called when the loop is asked. spare: whether this process only stands by, and ends when the others do.
     """
 
     run: Run                                    # once it has begun
 
-    def __init__(self, stopping: Callable[[], None]):
-        self.stopping = stopping
+    def __init__(self, stopping: Callable[[], None], spare: Callable[[], bool] = lambda: False):
+        self.stopping, self.spare = stopping, spare
         self.begun = False
-        self.number = 0                         # of the signal
+        self.number = 0                         # of the signal, once there is one
         self.before: dict[int, Any] = {}
 
     def start(self, run: Run) -> None:
         """From now on there is a loop to stop."""
         self.run, self.begun = run, True
+        run.stop = run.stop or self.number > 0
 
     def __enter__(self) -> None:
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -261,11 +285,12 @@ class StopOnSignal(Callback):
 
     def received(self, number: int, frame: Any) -> None:
         """The signal handler."""
-        self.number = number
-        if not self.begun or self.run.stop:
+        again, self.number = self.number > 0, number
+        if again or not (self.begun or self.spare()):
             raise KeyboardInterrupt(number)
-        self.run.stop = True
-        self.stopping()
+        if self.begun:
+            self.run.stop = True
+            self.stopping()
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -307,8 +332,8 @@ def main(
     threads: Annotated[int | None, typer.Option(metavar="N", help="Threads that kernels work on.  [default: one a core]")] = None,
     exchange: Annotated[str | None, typer.Option(metavar="NAME", help="Of many processes (minidl.launch, or mpiexec): allreduce or "
                                                  "master-worker.  [default: allreduce]")] = None,
-    overlap: Annotated[str | None, typer.Option(metavar="NAME", help="Exchange while computing: none, in the backward pass, or in the "
-                                                "forward pass too.  [default: backward]")] = None,
+    overlap: Annotated[str | None, typer.Option(metavar="NAME", help="What goes on during the exchange: none (nothing), backward (that "
+                                                "pass), or forward (the next one too).  [default: backward]")] = None,
     compress: Annotated[str | None, typer.Option(metavar="NAME", help="What is exchanged: none, fp16, int8, topk:0.01.  [default: none]")]
     = None,
     feedback: Annotated[bool | None, typer.Option("--feedback/--no-feedback", help="Send later what compression leaves out.  "
