@@ -26,7 +26,7 @@ from minidl.errors import GraphError, MinidlError, NumericsError, RankLost
 from minidl.nn import Module
 from minidl.nn.streams import Streams
 from minidl.optim import Optimizer
-from minidl.parallel.team import Alone, Facts
+from minidl.parallel.alone import Alone, Facts
 from minidl.run import Run
 from minidl.tensor import Tensor
 
@@ -95,7 +95,8 @@ def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int 
     """
     epochs, accumulate = whole("fit", "epochs", epochs, 0), whole("fit", "accumulate", accumulate, 1)
     objective, team = objective or classification(), team or Alone()
-    run = Run(model, optimizer, train if isinstance(train, Loader) else Loader(train), epochs, right=0 if objective.right else None, team=team)
+    loader = train if isinstance(train, Loader) else Loader(train)
+    run = Run(model, optimizer, loader, epochs, right=0 if objective.right else None, team=team)
     if resume is not None:
         run.load_state(*resume)
     if not team.begin(run, partial(rehearse, run, objective)):

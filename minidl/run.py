@@ -17,7 +17,7 @@ from minidl.errors import CheckpointError
 from minidl.nn import Module
 from minidl.nn.streams import generators, plain
 from minidl.optim import Optimizer
-from minidl.parallel.team import Alone, Facts
+from minidl.parallel.alone import Alone, Facts
 
 NUMBERS = ("epoch", "minibatch", "step", "loss", "right", "seen", "seconds", "phases", "history")
 

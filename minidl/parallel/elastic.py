@@ -23,9 +23,10 @@ import numpy as np
 from minidl.errors import ArgumentError, ExchangeError, RankLost
 from minidl.nn import Module
 from minidl.optim import KFAC, Optimizer
+from minidl.parallel.alone import Run
 from minidl.parallel.communicator import NAP, Communicator, Request
 from minidl.parallel.state import broadcast_state
-from minidl.parallel.team import Run, Team
+from minidl.parallel.team import Team
 
 DISMISSED = 1               # tag of the message that a spare waits for
 NOBODY = -1

@@ -27,7 +27,7 @@ from minidl.errors import ExchangeError
 from minidl.parallel.communicator import NAP, Communicator, Request
 
 Job = Iterator[Iterable[Request]]
-WINDOW = 2                  # jobs under way at a time, at rank 0: while one is summed another is on the wire, and an urgent one waits for two
+WINDOW = 2                  # jobs under way at a time, at rank 0: one is summed while another is sent, and an urgent one waits for two
 WIDE = 8                    # where nothing is more urgent than anything else
 STAGES = 2                  # further ones, that come from a device or go back to it meanwhile
 NAP_BESIDE = 2e-4           # seconds between two looks while another thread computes

@@ -1,26 +1,23 @@
 """Team: this process among those that train one model together.
 
-`minidl.loop.fit` asks it three things: which examples of a minibatch are this process's, that gradients may leave as soon as they are final,
-and that the weights be updated with everyone's. What goes over the wire is an Exchange's business, when it goes is the Engine's.
+`minidl.loop.fit` asks it three things: which examples of a minibatch are this process's, that gradients may leave as soon as they are
+final, and that the weights be updated with everyone's. What goes over the wire is an Exchange's business, when it goes the Engine's.
 
     none        the gradients leave when the backward pass is over, and the update waits for their sum
     backward    each leaves as soon as it is final, while the pass goes on below it
-    forward     besides, each weight is updated as soon as its sum is there, while the next forward pass has begun: an operation that
-                needs a weight waits for that one (watchers.arriving)
+    forward     besides, each weight is updated as soon as its sum is there, while the next forward pass has begun: see arrivals.py
 
-All three give the same bits. `Alone` is a team of one process.
+All three give the same bits.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -28,11 +25,13 @@ from minidl import backend
 from minidl.backend import Array
 from minidl.data import Loader
 from minidl.data.loader import share
-from minidl.errors import ArgumentError, ExchangeError, RankLost, nearest
+from minidl.errors import ArgumentError, ExchangeError, nearest
 from minidl.nn import Module
 from minidl.nn.part import Notes, Part, commit, pack, unpack
 from minidl.optim import KFAC, Optimizer, clip_grad_norm
 from minidl.parallel import exchange as exchanges
+from minidl.parallel.alone import Alone, Facts, Run, cut
+from minidl.parallel.arrivals import Arrivals, Gate
 from minidl.parallel.batch_norm import synchronize
 from minidl.parallel.communicator import Communicator
 from minidl.parallel.engine import STAGES, WIDE, WINDOW, Engine, Job
@@ -40,118 +39,9 @@ from minidl.parallel.layout import CHUNK, Chunk, Layout
 from minidl.parallel.staging import Staging
 from minidl.parallel.state import State, broadcast_state
 from minidl.tensor import Tensor, make
-from minidl.watchers import arriving
 
 OVERLAPS = ("none", "backward", "forward")
 HEADER, EARLY, FIRST = 0, 1, 2      # numbers of jobs: the facts of a step are more urgent than anything else
-
-
-@dataclass
-class Facts:
-    """What a minibatch came to, of one rank or of all: the sum of its weighted losses, right answers, examples; who wants to stop."""
-
-    loss: float = 0.0
-    right: int = 0
-    seen: int = 0
-    stop: bool = False
-
-
-class Run(Protocol):
-    """What a team must know of a run: see minidl/run.py."""
-
-    model: Module
-    optimizer: Optimizer
-    step: int
-    owed: dict[str, Array]
-
-    def state(self) -> State:
-        """All that there is to it."""
-
-    def load_state(self, arrays: dict[str, Array], rest: dict[str, Any]) -> None:
-        """Go where another one stood."""
-
-
-class Alone:
-    """A team of one: every example is its own, and so is the gradient."""
-
-    rank = 0
-    ranks = 1
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}             # spent in phases of its own
-
-    @property
-    def leads(self) -> bool:
-        """Whether this is the rank that shows and saves."""
-        return self.rank == 0
-
-    @property
-    def cuts(self) -> bool:
-        """Whether a minibatch goes through several models."""
-        return False
-
-    def deal(self, loader: Loader) -> Loader:
-        """A loader like this one, which gives this rank's part of each minibatch."""
-        return loader
-
-    def parts(self, size: int, count: int) -> list[Part]:
-        """This rank's parts of a minibatch of so many examples, of which it takes its own through the model in `count` passes at most."""
-        return cut(slice(0, size), size, count)
-
-    def bind(self, model: Module, optimizer: Optimizer) -> None:
-        """From now on it is about these."""
-        self.model, self.optimizer = model, optimizer
-
-    def begin(self, run: Run, rehearse: Callable[[], Any]) -> bool:
-        """Begin a run, where rank 0 stands. Gives whether this process takes part. rehearse: goes through all that a minibatch takes."""
-        self.bind(run.model, run.optimizer)
-        return True
-
-    def listen(self) -> None:
-        """The backward pass that comes is the last of this minibatch: gradients are final when it says so."""
-
-    def update(self, facts: Facts, notes: Sequence[Notes], clip: float | None = None) -> Facts:
-        """After the last backward pass of a minibatch: update the weights with everyone's gradients. Gives everyone's facts.
-
-        notes: of the layers, of each of this rank's parts. clip: the largest norm that the gradient may have.
-        """
-        commit(notes)
-        if clip is not None:
-            clip_grad_norm(self.optimizer.parameters, clip)
-        self.optimizer.step()
-        return facts
-
-    def settle(self) -> None:
-        """Come back when nothing is on its way any more."""
-
-    def sums(self, numbers: Iterable[float]) -> list[float]:
-        """Everyone's numbers, added in the order of the ranks."""
-        return [float(x) for x in numbers]
-
-    def same(self, arrays: dict[str, Array], rest: Any = None) -> State:
-        """What rank 0 has given, on every rank."""
-        return arrays, rest
-
-    def state(self) -> dict[str, Array]:
-        """What a checkpoint takes of the exchange. Every rank calls it."""
-        return {}
-
-    def load_state(self, state: dict[str, Array]) -> None:
-        """Go back to where `state` was taken, by however many ranks. Every rank calls it with the same."""
-
-    def agree(self) -> None:
-        """Come back when everybody has got as far as this. RankLost if somebody has not, and never will."""
-
-    def recover(self, run: Run, loss: RankLost) -> None:
-        """Somebody has died: make ready to go on without, or raise the loss again."""
-        self.abandon()
-        raise loss
-
-    def leave(self) -> None:
-        """It is over."""
-
-    def abandon(self) -> None:
-        """It is over because something went wrong here: wait for nobody."""
 
 
 class Team(Alone):
@@ -159,23 +49,26 @@ class Team(Alone):
 
     exchange: the name of a strategy. overlap: one of OVERLAPS. compress: "none", "fp16", "int8" or "topk:0.01", see compression.py;
     feedback: False to forget what compression leaves out, which is worse. chunk: bytes that are sent as one. window: chunks under way
-    at a time; as many as engine.py says unless given. master_computes: False for a rank 0 that only sums and updates. sync_batch_norm: batch normalization takes the mean and the
-    variance of the whole minibatch, and not of each rank's part. alike: see Exchange. staging: see staging.py.
-    ArgumentError for what makes no sense. What `fit` does in order is: bind, then for each minibatch parts, listen, update.
+    at a time; as many as engine.py says unless given. master_computes: False for a rank 0 that only sums and updates. sync_batch_norm:
+    batch normalization takes the mean and the variance of the whole minibatch, and not of each rank's part. alike: see Exchange.
+    staging: see staging.py. ArgumentError for what makes no sense.
+    What `fit` does in order is: begin, then for each minibatch parts, listen, update. After an update `.grad` is the sum, but on ranks that
+    do not update, and under overlap="forward": there it stays the rank's own.
     """
 
     def __init__(self, communicator: Communicator, exchange: str = "allreduce", *, overlap: str = "none", compress: str = "none",
                  feedback: bool = True, chunk: int = CHUNK, window: int | None = None, master_computes: bool = True,
                  sync_batch_norm: bool = False, alike: bool = False, staging: Staging | None = None):
         if overlap not in OVERLAPS:
-            raise ArgumentError(f"Team: overlap {overlap!r} is not known{nearest(overlap, OVERLAPS)}", hint=f"Known are {', '.join(OVERLAPS)}.")
+            raise ArgumentError(f"Team: overlap {overlap!r} is not known{nearest(overlap, OVERLAPS)}",
+                                hint=f"Known are {', '.join(OVERLAPS)}.")
         if not master_computes and communicator is not None and communicator.size < 2:
             raise ArgumentError("Team: a master that does not compute needs at least one worker")
         self.strategy, self.overlap, self.chunk, self.window, self.alike = exchange, overlap, chunk, window, alike
         self.compress, self.feedback, self.master_computes = compress, feedback, master_computes
         self.sync_batch_norm = sync_batch_norm
         self.staging = staging or Staging()
-        self.seconds = {"exchange": 0.0}                    # in which this thread waited for others
+        self.waited = 0.0                                   # seconds in which this thread waited for others
         self.bound = False
         self.take(communicator)
 
@@ -184,6 +77,11 @@ class Team(Alone):
         self.communicator = communicator
         self.rank, self.ranks = communicator.rank, communicator.size
         self.talk, self.wire = communicator.duplicate(), communicator.duplicate()       # of this thread, and of the engine's
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Spent so far: "exchange", in which the computation waited for others."""
+        return {"exchange": self.waited + (self.arrivals.waited if self.bound else 0.0)}
 
     @property
     def cuts(self) -> bool:
@@ -236,13 +134,15 @@ class Team(Alone):
         self.weights = (Layout({}) if self.everyone else self.layout).buffers()       # those that all ranks know
         window = self.window or (WINDOW if self.overlap != "none" else WIDE) + (STAGES if type(self.staging) is not Staging else 0)
         self.engine = Engine(self.wire, self.overlap != "none", window, small=FIRST)
-        self.hooks = [] if self.overlap == "none" else [p.register_ready_hook(partial(self._ready, path)) for path, p in self.learned.items()]
+        self.arrivals = Arrivals(self.learned, self.layout, self.engine, self._update_one if self.updates else None,
+                                 None if self.everyone else self._submit_spread, self._set_weights, not self.exchange.codec.lossy)
+        watched = self.learned if self.overlap != "none" else {}
+        self.hooks = [p.register_ready_hook(partial(self._ready, path)) for path, p in watched.items()]
         self.after = FIRST + 2 * len(self.layout.chunks)    # numbers of jobs from here on are free
         if self.sync_batch_norm:
             computing = self.talk.split(None if self.place()[0] is None else 0, self.rank)
             synchronize(model, computing)
         self.listening, self.bound = False, True
-        self.changed = threading.Condition()                # guards what the engine's thread says of arrivals
         self._begin()
 
     def _compare(self) -> None:
@@ -279,10 +179,8 @@ class Team(Alone):
             hook.remove()
         if self.sync_batch_norm:
             synchronize(self.model, None)
-        with self.changed:
-            for p in self.learned.values():
-                arriving.pop(id(p), None)
-            self.changed.notify_all()
+        self.waited += self.arrivals.waited
+        self.arrivals.clear()
 
     def sums(self, numbers: Iterable[float]) -> list[float]:
         return [added(column) for column in self.talk.allgather(np.array(list(numbers), np.float64)).T]
@@ -321,7 +219,7 @@ class Team(Alone):
         """Before the first gradient of a step."""
         self.handed: set[str] = set()
         self.lacking = {chunk.index: len(chunk.names) for chunk in self.layout.chunks}
-        self.gate = Gate()
+        self.arrivals.begin()
 
     def listen(self) -> None:
         self.listening = self.overlap != "none"
@@ -343,7 +241,7 @@ class Team(Alone):
         for chunk in chunks:
             self.lacking[chunk.index] -= 1
             if not self.lacking[chunk.index]:
-                self.engine.submit(of_sum(chunk), self._journey(chunk, self.gate))
+                self.engine.submit(of_sum(chunk), self._journey(chunk, self.arrivals.gate))
 
     def update(self, facts: Facts, notes: Sequence[Notes], clip: float | None = None) -> Facts:
         self.listening = False
@@ -353,18 +251,17 @@ class Team(Alone):
         started = time.perf_counter()
         everyones, present, noted = self._meet(facts, [note for part in notes for note in part])
         later = self.overlap == "forward" and clip is None and self.optimizer.separable
-        if later:
-            self._update_later(present)
         if not later:
             self.engine.wait()
             if isinstance(self.optimizer, KFAC):
                 self.optimizer.share(self.talk.gather_bytes, self.total, self.rank)
-        self.agree()                                        # nothing has changed yet
-        self.seconds["exchange"] += time.perf_counter() - started
-        if not later:                                       # otherwise the engine's thread is still packing
+            self.agree()                                    # nothing has changed yet
             self.exchange.commit()
+        self.waited += time.perf_counter() - started
         commit(noted)
-        if not later:
+        if later:
+            self._update_later(present)
+        else:
             self._update_now(present, clip)
         self._begin()
         return everyones
@@ -413,17 +310,13 @@ class Team(Alone):
         if self.updates:
             yield self.staging.to_device(numbers.nbytes)
         if self.overlap == "forward" and self.updates:
-            with self.changed:
-                if not gate.later:                          # weights are not touched while the backward pass may still need them
-                    gate.early.append(chunk)
-                    return
-            self._summed(chunk)
+            self.arrivals.summed(chunk, gate)
 
-    # The update, when all has arrived
+    # The update
 
     def _update_now(self, present: Sequence[str], clip: float | None) -> None:
-        if not self.everyone and self.exchange.codec.lossy:
-            self._know()
+        """All sums have arrived."""
+        self._know()
         if self.updates:
             for path in self.learned:
                 self._set_gradient(path, path in present)
@@ -437,7 +330,24 @@ class Team(Alone):
             self.engine.wait()
             for path in self.learned:
                 self._set_weights(path)
-            self.seconds["exchange"] += time.perf_counter() - started
+            self.waited += time.perf_counter() - started
+
+    def _update_later(self, present: Sequence[str]) -> None:
+        """From here on an operation that needs a weight waits for it; the engine's thread updates each as its sum arrives."""
+        self.engine.wait([of_spread(chunk) for chunk in self.layout.chunks])            # of the step before
+        self._know()
+        if self.updates:
+            if not present:
+                self.optimizer.step()                       # which says what is wrong
+            self.options, self.present = self.optimizer.begin(), set(present)
+        else:
+            for chunk in self.layout.chunks:
+                self._submit_spread(chunk)
+        self.engine.submit(EARLY, self.arrivals.open())
+
+    def _update_one(self, path: str) -> None:
+        if path in self.present:
+            self.optimizer.update_one(path, backend.asarray(self.gradients[path], self.learned[path].device), self.options)
 
     def _set_gradient(self, path: str, present: bool) -> None:
         """The sum in place of this rank's gradient, in the memory order that this one had."""
@@ -452,9 +362,10 @@ class Team(Alone):
     # The way of new weights, where not every rank updates
 
     def _know(self) -> None:
-        """Before the update: the weights that all ranks have, of which only changes are sent."""
-        for path, p in self.learned.items():
-            self.weights[path][...] = backend.to_numpy(p._data)
+        """Before the update: the weights that all ranks have, where only changes of them will be sent."""
+        if not self.everyone and self.exchange.codec.lossy:
+            for path, p in self.learned.items():
+                self.weights[path][...] = backend.to_numpy(p._data)
 
     def _submit_spread(self, chunk: Chunk, later: bool = True) -> None:
         known = self.weights.chunk(chunk)
@@ -473,7 +384,7 @@ class Team(Alone):
         if not self.updates:
             yield self.staging.to_device(known.nbytes)
         if later:
-            self._landed(chunk)
+            self.arrivals.landed(chunk)
 
     def _set_weights(self, path: str) -> None:
         """What all ranks know, as this one's weights; whoever made them has them, unless compression has changed them on the way."""
@@ -482,107 +393,14 @@ class Team(Alone):
             p._data[...] = backend.asarray(self.weights[path], p.device)
             p.version += 1
 
-    # The update while the next forward pass has begun. What follows runs in the engine's thread, but for the first and the last.
-
-    def _update_later(self, present: Sequence[str]) -> None:
-        """From here on an operation that needs a weight waits for it; the engine's thread updates each as its sum arrives."""
-        self.engine.wait([of_spread(chunk) for chunk in self.layout.chunks])            # of the step before
-        if not self.everyone and self.exchange.codec.lossy:
-            self._know()
-        if self.updates:
-            if not present:
-                self.optimizer.step()                       # which says what is wrong
-            self.options = self.optimizer.begin()
-        self.present = set(present)
-        self.missing = {path: len(self.layout.holding[path]) for path in self.learned}         # chunks of its sum, or of its weights
-        self.unfilled = {chunk.index: len(chunk.names) for chunk in self.layout.chunks}        # weights of it that are not updated yet
-        for path, p in self.learned.items():
-            if self.missing[path]:
-                arriving[id(p)] = partial(self._until, path)
-            elif self.updates and path in self.present:     # it has no numbers, and is in no chunk
-                self.optimizer.update_one(path, self.gradients[path], self.options)
-        if not self.updates:
-            for chunk in self.layout.chunks:
-                self._submit_spread(chunk)
-        with self.changed:
-            self.gate.later = True
-        self.engine.submit(EARLY, self._catch_up(self.gate.early))
-
-    def _catch_up(self, early: Sequence[Chunk]) -> Job:
-        """What was summed before the backward pass was over."""
-        yield ()
-        for chunk in sorted(early, key=lambda chunk: chunk.index):
-            self._summed(chunk)
-
-    def _summed(self, chunk: Chunk) -> None:
-        """The sum of a chunk is there: update what it completes."""
-        for path in chunk.names:
-            self.missing[path] -= 1
-            if self.missing[path]:
-                continue
-            p = self.learned[path]
-            if path in self.present:
-                self.optimizer.update_one(path, backend.asarray(self.gradients[path], p.device), self.options)
-            if self.everyone:
-                self._arrived(path)
-            else:
-                self.missing[path] = len(self.layout.holding[path])
-                for held in self.layout.holding[path]:
-                    self.unfilled[held.index] -= 1
-                    if not self.unfilled[held.index]:
-                        self._submit_spread(held)
-                if not self.exchange.codec.lossy:
-                    self._arrived(path)                     # here it is already what the others will get
-
-    def _landed(self, chunk: Chunk) -> None:
-        """New weights of a chunk are there."""
-        for path in chunk.names:
-            self.missing[path] -= 1
-            if not self.missing[path]:
-                self._set_weights(path)
-                self._arrived(path)
-
-    def _arrived(self, path: str) -> None:
-        with self.changed:
-            arriving.pop(id(self.learned[path]), None)
-            self.changed.notify_all()
-
-    def _until(self, path: str) -> None:
-        """Come back when the weights of a parameter are there."""
-        if threading.current_thread() is self.engine.thread:
-            return
-        started = time.perf_counter()
-        with self.changed:
-            while id(self.learned[path]) in arriving and self.engine.error is None:
-                self.changed.wait(0.5)
-        self.seconds["exchange"] += time.perf_counter() - started
-        if self.engine.error is not None:
-            raise self.engine.error
-
     def settle(self) -> None:
         if self.bound:
             self.engine.wait()
 
 
-class Gate:
-    """Whether the weights of a step may be updated, each on its own (later); the chunks that were summed before (early)."""
-
-    def __init__(self) -> None:
-        self.later = False
-        self.early: list[Chunk] = []
-
-
 def learned(optimizer: Optimizer) -> dict[str, Tensor]:
     """The parameters that are not frozen, by path."""
     return {path: p for path, p in optimizer.parameters.items() if p.requires_grad}
-
-
-def cut(own: slice, size: int, count: int, number: int = 0, among: int = 1, empty: bool = False) -> list[Part]:
-    """What is a rank's own of a minibatch, in `count` parts; number: of the rank among those that compute. empty: also parts of nothing."""
-    length = own.stop - own.start
-    slices = [share(length, i, count) for i in range(count)]
-    return [Part(own.start + s.start, s.stop - s.start, size, number * count + i, among * count)
-            for i, s in enumerate(slices) if empty or s.stop > s.start]
 
 
 def added(numbers: Iterable[float]) -> float:

@@ -28,7 +28,7 @@ from minidl.parallel import mpi
 from minidl.parallel.communicator import Communicator
 from minidl.parallel.ending import end_together
 from minidl.parallel.staging import EmulatedDevice, Staging
-from minidl.parallel.team import Alone, Team
+from minidl.parallel import Alone, Team
 
 COUNTERS = Path("/sys/class/net/eth0/statistics")
 TRIAL, PIECE = 8 << 20, 32 << 10        # bytes that are sent to see how fast the wire is, and those of one message
