@@ -63,6 +63,9 @@ def library() -> Any:
     for name, value in TCP.items():
         os.environ.setdefault(f"OMPI_MCA_btl_tcp_{name}", str(value))
     try:
+        import mpi4py
+
+        mpi4py.rc.finalize = not tolerant()                 # see `leave`
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:            # the latter: mpi4py is there, and libmpi is not
         raise MissingExtra(f"mpi: {error}", hint="Install it: pip install 'minidl[mpi]', or mpi4py for your cluster's own MPI") from None
@@ -82,8 +85,9 @@ def world() -> Communicator:
 
 def leave(status: int = 0) -> None:
     """Call it at the very end, on every rank. If a process of the job has died, this one ends here, with this status; otherwise go on."""
-    # MPI_Finalize, which mpi4py calls when Python ends, waits for the dead now and then for ever (Open MPI 5.0.11: 1 of 30). Under
-    # --with-ft ulfm a process may end without it, and mpiexec is content. Who leaves is dead to the others: hence all agree first.
+    # MPI_Finalize, which mpi4py would call when Python ends, now and then waits for the dead for ever (Open MPI 5.0.11: 1 of 30), and
+    # leaves their files in /dev/shm. Under --with-ft ulfm processes may end without it: mpiexec is content, and cleans up. But who has
+    # ended is dead to the others: hence all agree first. The rest of Python's end is left out, should somebody else have imported mpi4py.
     MPI = sys.modules.get("mpi4py.MPI")
     if MPI is None or MPI.Is_finalized() or not tolerant():
         return

@@ -128,7 +128,7 @@ def on_ranks(*counts, kinds=("local", "mpi"), deaths=False):
     def decorate(function):
         def test(kind, ranks):
             if kind == "local":
-                local.run(function, ranks, patience=20)
+                local.run(function, ranks)
             else:
                 path = str(Path(function.__code__.co_filename).resolve())
                 report = results(path, ranks, function.__name__) if deaths else results(path, ranks)
