@@ -153,9 +153,9 @@ def duration(seconds: float) -> str:
 
 
 def make_console(stderr: bool = False) -> Console:
-    """A console that writes whole lines where there is no terminal to wrap them."""
-    console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=200)
+    """A console that writes whole lines where there is no terminal to wrap them, and text as it is: no picture for the x of topk:x:."""
+    console = Console(stderr=stderr, emoji=False)
+    return console if console.is_terminal else Console(stderr=stderr, emoji=False, width=200)
 
 
 @contextlib.contextmanager

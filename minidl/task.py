@@ -140,9 +140,6 @@ def settle_exchange(options: SimpleNamespace, processes: int | None) -> Plan:
     if options.elastic and options.overlap == "forward":
         raise ConfigError("--overlap forward changes weights before all have agreed on a step, which --elastic could not take back",
                           hint="Use --overlap backward.")
-    if options.overlap == "forward" and processes is not None and (options.clip is not None or options.optimizer == "kfac"):
-        why = "--clip" if options.clip is not None else "kfac"
-        notes.append(("overlap", f"in the backward pass only: {why} needs all of the gradient before any weight changes"))
     if processes is not None:
         fit_processes(options, processes)
     return notes
@@ -155,7 +152,7 @@ def fit_processes(options: SimpleNamespace, processes: int) -> None:
         raise ConfigError(f"--spares {options.spares}: of {processes} process{'es' * (processes > 1)} at least one must train",
                           hint=f"{more} --spares 1")
     if not options.master_computes and processes - options.spares < 2:
-        raise ConfigError("--no-master-computes: there is one process, and nobody else who could train", hint=more)
+        raise ConfigError("--no-master-computes: there is nobody else to train", hint=more)
     if options.elastic and not mpi.tolerant():
         raise ConfigError("--elastic: this mpiexec ends all processes when one dies",
                           hint="Start them with python -m minidl.launch --elastic, or mpiexec --with-ft ulfm (Open MPI 5).")

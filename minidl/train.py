@@ -186,10 +186,12 @@ def described(options: SimpleNamespace, optimizer: optim.Optimizer, task: Task, 
     if options.resume is not None:
         place = [("run", f"{folder}, resumed from {found.file.name}" if found else f"{folder}, from the start: it has no checkpoint yet")]
         place += [("", f"{file.name} is damaged and was passed over") for file in (found.damaged if found else ())]
+        if found and part(found.arrays, "exchange.") and (world is None or options.compress == "none"):
+            place += [("", "what compression had not sent yet is dropped")]
     return [
         ("optimizer", f"{options.optimizer}, {lr}"),
         *([("", kfac_described(options))] if options.optimizer == "kfac" else []),
-        *([("processes", exchange_described(options, world.size))] if world is not None else []),
+        *(exchange_described(options, world.size) if world is not None else []),
         ("epochs", f"{options.epochs}, each of {len(task.loader):,} minibatches of {options.batch_size}"),
         *place,
     ]
@@ -205,16 +207,25 @@ def kfac_described(options: SimpleNamespace) -> str:
     return f"damping {options.damping:g}, KL clip {options.kl_clip:g}, {options.fisher} Fisher, {often}"
 
 
-def exchange_described(options: SimpleNamespace, processes: int) -> str:
+def exchange_described(options: SimpleNamespace, processes: int) -> Plan:
     """Who trains, and how they exchange what they have learned."""
-    words = [f"{processes - options.spares}" + (f", and {options.spares} to stand in" if options.spares else ""), options.exchange]
+    places = processes - options.spares
+    learning = places - (not options.master_computes)
+    entire = "kfac" if options.optimizer == "kfac" else "--clip" if options.clip is not None else None
+    words = [f"{places}" + (f", and {options.spares} to stand in" if options.spares else " as long as one lives" if options.elastic else ""),
+             options.exchange + ("" if options.master_computes else " whose master only adds up")]
     if options.overlap != "none":
-        words.append(f"overlap {options.overlap}")
+        words.append(f"overlap {'backward' if entire else options.overlap}")
     if options.compress != "none":
         words.append(options.compress + ("" if options.feedback else " without feedback"))
     if options.sync_batch_norm:
         words.append("batch normalization over all")
-    return ", ".join(words)
+    lines = [("processes", ", ".join(words))]
+    if entire and options.overlap == "forward":
+        lines.append(("", f"not overlap forward: {entire} needs all of the gradient before any weight changes"))
+    if learning > options.batch_size:
+        lines.append(("", f"{learning - options.batch_size} of them will be idle: there are {options.batch_size} examples in a minibatch"))
+    return lines
 
 
 def closed(signals: StopOnSignal, display: Display, options: SimpleNamespace, task: Task, folder: Path, ranks: Ranks) -> int:
