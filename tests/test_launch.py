@@ -24,7 +24,7 @@ from minidl.parallel.ending import MARK
 from minidl.parallel.launch_command import command_line, find_mpiexec, placed
 
 place = pytest.fixture(runs.place)
-LIMIT = 60                  # seconds: only a hang takes longer
+LIMIT = 180                 # seconds: only a hang takes longer
 
 
 def typed(*words):
@@ -213,7 +213,6 @@ class Started:
 
     def __init__(self, folder, *words, count=2):
         self.folder, self.token, self.count = folder, uuid.uuid4().hex, count
-        self.before = left_folders()
         self.out, self.errors = folder / "out", folder / "errors"
         with open(self.out, "w") as out, open(self.errors, "w") as errors:
             self.process = subprocess.Popen(
@@ -233,21 +232,17 @@ class Started:
     def ended(self):
         """The exit status, what was printed, and what is left of the job, processes and folders, after a moment."""
         status = self.process.wait(timeout=LIMIT)
-        left = wait_for(self.left, lambda found: not found)
+        left = wait_for(self.left, lambda found: not found, seconds=20)
         return status, self.out.read_text(), self.errors.read_text(), left
 
     def left(self):
         """Processes and folders of the job."""
-        return [" ".join(one.info["cmdline"] or []) for one in ranks.alive(self.token)] + sorted(left_folders() - self.before)
+        files = [str(file) for file in (self.folder / "memory").iterdir()]
+        return files + [" ".join(one.info["cmdline"] or []) for one in ranks.alive(self.token)]
 
 
-def left_folders():
-    """Folders of jobs that run or were left behind; other tests may have theirs at the same time, hence `before`."""
-    return {str(path) for folder in (Path("/dev/shm"), Path("/tmp")) if folder.is_dir() for path in folder.glob("minidl-*")}
-
-
-def wait_for(look, enough, started=None, seconds=20):
-    until = time.monotonic() + (LIMIT if started else seconds)
+def wait_for(look, enough, started=None, seconds=LIMIT):
+    until = time.monotonic() + seconds
     while not enough(found := look()) and time.monotonic() < until:
         if started and started.process.poll() is not None:
             pytest.fail(f"ended before it had begun: {started.errors.read_text()}")
@@ -352,8 +347,9 @@ SMALL = ("--data", "digits.npz", "--model", "mlp", "--batch-size", 10)          
 
 @needs_mpi
 class TestTraining:
-    def launch(self, *words, **options):
-        return runs.process("launch", "-n", 2, "--", *words, **{"env": {**runs.environment(), "PYTHONWARNINGS": "default"}, **options})
+    def launch(self, *words):
+        return subprocess.run([sys.executable, "-m", "minidl.launch", "-n", "2", "--", *map(str, words)], capture_output=True, text=True,
+                              timeout=LIMIT, env={**runs.environment(), "PYTHONWARNINGS": "default"})
 
     def test_on_many_processes_is_shown_once_and_leaves_a_run(self, place):
         ran = self.launch(*SMALL, "--epochs", 2, "--out", "out")
@@ -374,7 +370,7 @@ class TestTraining:
                                     "--epochs", "1000", "--out", "out"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                    env={**runs.environment(), "SLOW": "1"})
         try:
-            wait_for(lambda: process.poll() is not None or (place / "out" / "metrics.jsonl").exists(), bool, seconds=LIMIT)
+            wait_for(lambda: process.poll() is not None or (place / "out" / "metrics.jsonl").exists(), bool)
             process.send_signal(signal.SIGINT)
             out, errors = process.communicate(timeout=LIMIT)
         finally:

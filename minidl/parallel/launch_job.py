@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,8 +57,8 @@ def launch(command: Sequence[str], alone: bool = True, timeout: float | None = N
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:           # as nohup wants it
             before[number] = signal.signal(number, lambda number, frame: job.signals.append(number))
     try:
-        job.start()
         try:
+            job.start()
             job.watch()
         finally:
             job.end()
@@ -75,13 +75,17 @@ class Job:
         self.command = list(command)
         self.alone, self.elastic = alone, elastic
         self.name = secrets.token_hex(8)
+        self.folder = make_folder()
         self.errors = Errors()
         self.signals: list[int] = []            # that have come
         self.forwarded = False
         self.closed = False                     # nobody reads what is printed
         self.timeout = timeout
         self.until = float("inf")               # then everything is ended
+        self.late = False                       # that time is over
         self.streams = selectors.DefaultSelector()
+        self.keeper: subprocess.Popen | None = None
+        self.mpiexec: subprocess.Popen | None = None
         self.looked = 0.0                       # at the ranks, last
         self.still: set[int] = set()            # processes that stood still then
 
@@ -89,7 +93,6 @@ class Job:
 
     def start(self) -> None:
         """Start mpiexec, in a session of its own where the terminal's Ctrl-C does not reach it, and the keeper."""
-        self.folder = make_folder()
         self.keeper = subprocess.Popen([sys.executable, "-I", "-S", launch_sweep.__file__, self.name, self.folder], stdin=subprocess.PIPE,
                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         added = {VARIABLE: self.name, **looks()}
@@ -102,9 +105,9 @@ class Job:
             self.until = self.began + self.timeout
         self.mpiexec = subprocess.Popen(words, env={**os.environ, **places, **added}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                         stderr=subprocess.PIPE, start_new_session=True, preexec_fn=end_with_launch())
-        assert self.mpiexec.stdout and self.mpiexec.stderr
-        self.streams.register(self.mpiexec.stdout, selectors.EVENT_READ, 1)
-        self.streams.register(self.mpiexec.stderr, selectors.EVENT_READ, 2)
+        for number, stream in ((1, self.mpiexec.stdout), (2, self.mpiexec.stderr)):
+            if stream is not None:
+                self.streams.register(stream, selectors.EVENT_READ, number)
 
     # Meanwhile
 
@@ -120,16 +123,21 @@ class Job:
                 self.within(FAILURE)
             elif self.errors.finished is not None:
                 self.within(GRACE)
-            if self.mpiexec.poll() is not None:
+            if not self.runs():
                 self.within(ORDER)              # for what is still in the pipes
-            if self.elastic:
+            elif self.elastic:
                 self.look_after()
+        self.late = self.timeout is not None and time.monotonic() >= self.began + self.timeout and self.runs()
+
+    def runs(self) -> bool:
+        """Whether mpiexec is there."""
+        return self.mpiexec is not None and self.mpiexec.poll() is None
 
     def look_after(self) -> None:
         """Kill ranks that stood still at the last look and do so at this one."""
         now = time.monotonic()
         if now > self.looked + STILL:
-            still = launch_sweep.standing_still(self.name) - {self.mpiexec.pid}
+            still = launch_sweep.standing_still(self.name)
             for number in still & self.still:
                 with suppress(OSError):
                     os.kill(number, signal.SIGKILL)
@@ -157,39 +165,38 @@ class Job:
 
     def signal(self, number: int) -> None:
         """Send mpiexec a signal, if it is there."""
-        if self.mpiexec.poll() is None:
-            self.mpiexec.send_signal(number)
+        if self.mpiexec is not None:
+            self.mpiexec.send_signal(number)                # nothing happens if it has ended
 
     # The end
 
     def end(self) -> None:
         """End what is still there, and remove what it leaves."""
-        if not hasattr(self, "mpiexec"):
-            self.keeper_done()
-            return
-        if self.mpiexec.poll() is None:
+        if self.runs():
             self.errors.ending = True
             self.signal(signal.SIGTERM)
-            until = time.monotonic() + ORDER
-            while self.mpiexec.poll() is None and time.monotonic() < until:
-                self.listen(0.02) if self.streams.get_map() else time.sleep(0.02)
-        if self.mpiexec.poll() is None:
-            self.mpiexec.kill()
-        self.mpiexec.wait()
+            self.listen_until(lambda: not self.runs())
+        self.signal(signal.SIGKILL)
         launch_sweep.sweep(self.name, self.folder)
-        until = time.monotonic() + ORDER
-        while self.streams.get_map() and not self.closed and time.monotonic() < until:
-            self.listen(LOOK)
+        self.listen_until(lambda: not self.streams.get_map())
         self.streams.close()
-        for stream in (self.mpiexec.stdout, self.mpiexec.stderr):
-            if stream is not None:
-                stream.close()
-        self.keeper_done()
+        if self.mpiexec is not None:
+            self.mpiexec.wait()
+            for stream in (self.mpiexec.stdout, self.mpiexec.stderr):
+                if stream is not None:
+                    stream.close()
+        if self.keeper is not None:
+            with suppress(OSError):
+                self.keeper.communicate(b"well")
 
-    def keeper_done(self) -> None:
-        """Nothing is left to keep."""
-        with suppress(OSError):
-            self.keeper.communicate(b"well")
+    def listen_until(self, over: Callable[[], bool]) -> None:
+        """Pass on what is printed, until something is over or has had its time."""
+        until = time.monotonic() + ORDER
+        while not over() and time.monotonic() < until:
+            if self.streams.get_map() and not self.closed:
+                self.listen(0.02)
+            else:
+                time.sleep(0.02)
 
     def outcome(self) -> Outcome:
         """The judgement."""
@@ -202,9 +209,9 @@ class Job:
             return Outcome(128 + self.signals[0], "Stopped at once." if len(self.signals) > 1 else "Stopped before it had begun.")
         if self.closed:
             return Outcome(CLOSED)
-        if self.timeout is not None and time.monotonic() >= self.began + self.timeout:
+        if self.late:
             return Outcome(TOO_LONG, f"All processes were ended after {self.timeout:g} s.")
-        status = self.mpiexec.returncode
+        status = self.mpiexec.returncode if self.mpiexec is not None else 1
         if errors.lost:
             return Outcome(errors.lost[0][1], "; ".join(text for text, _ in errors.lost))
         if status < 0:

@@ -3,7 +3,7 @@
     python endings.py WORD WHO [LOG_DIR]              one rank: it does what the word says, if it is WHO (-1: all of them do)
     python endings.py launch N OPTIONS... WORD ...    `launch` of N such ranks; options: ulfm, timeout=SECONDS
 
-Each rank leaves its number and process id in the working folder once it has met the others.
+Each rank leaves its number and process id in the working folder once it has met the others; what Open MPI keeps lies in its folder memory.
 """
 
 import atexit
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from minidl.errors import ConfigError, RankLost, ShapeError
 
-LONG = 60                   # seconds: who waits for so long was forgotten
+LONG = 300                  # seconds: who waits for so long was forgotten
 
 
 def launch(ranks, *words):
@@ -26,6 +26,8 @@ def launch(ranks, *words):
     words = list(words)
     elastic = words[0] == "ulfm" and bool(words.pop(0))
     timeout = float(words.pop(0).partition("=")[2]) if words[0].startswith("timeout=") else None
+    launch_job.MEMORY = Path("memory").resolve()           # other jobs on this host have theirs elsewhere
+    launch_job.MEMORY.mkdir()
     command = launch_command.command_line(launch_command.find_mpiexec(), int(ranks), [sys.executable, __file__, *words], elastic=elastic)
     outcome = launch_job.launch(command, timeout=timeout, elastic=elastic)
     print(outcome.words, file=sys.stderr)
