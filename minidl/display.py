@@ -51,13 +51,26 @@ class Display(Callback):
 
     def start(self, run: Run) -> None:
         """The plan, then the head of the epochs' lines, and those that are done already."""
-        self.began, self.began_at = time.perf_counter(), run.step
+        self.begin(run)
         self.show_plan()
         if not run.finished or run.history:
             self.line([above for above, _, _ in HEADS], "bold")
             self.line([head for _, head, _ in HEADS], "bold")
         for metrics in run.history:
             self.epoch(run, metrics, "dim")
+        self.show_bar(run)
+
+    def begin(self, run: Run) -> None:
+        """From here on updates and seconds are counted."""
+        self.began, self.began_at = time.perf_counter(), run.step
+
+    def take_over(self, run: Run) -> None:
+        """Go on below the lines of another process, which has died."""
+        self.console = make_console()
+        self.show_bar(run)
+
+    def show_bar(self, run: Run) -> None:
+        """How far the run is, if there is a terminal."""
         if self.console.is_terminal and not run.finished:
             room = self.console.width - 70          # beside the words, and what a terminal writes for Ctrl-C
             bar = [BarColumn(min(room, 40))] if room >= 8 else []

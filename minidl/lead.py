@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from minidl import parallel
-from minidl.display import Display, make_console
+from minidl.display import Display
 from minidl.errors import RankLost
 from minidl.loop import Callback
 from minidl.parallel import Communicator
@@ -100,13 +100,17 @@ class Lead(Callback):
 
     def start(self, run: Run) -> None:
         """The beginning; or, in a process that takes the place of the first, where it stood."""
-        if self.team.leads and not self.ranks.first:
+        takes_over = self.team.leads and not self.ranks.first
+        if takes_over:
             self.ranks.speak()
             self.claim()
-            self.display.console = make_console()
         self.record.start(run)
-        if self.team.leads:
+        if takes_over:
+            self.display.take_over(run)
+        elif self.team.leads:
             self.display.start(run)
+        else:
+            self.display.begin(run)
 
     def step(self, run: Run, loss: float) -> None:
         """After every update."""

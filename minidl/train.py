@@ -212,8 +212,8 @@ def exchange_described(options: SimpleNamespace, processes: int) -> Plan:
     places = processes - options.spares
     learning = places - (not options.master_computes)
     entire = "kfac" if options.optimizer == "kfac" else "--clip" if options.clip is not None else None
-    words = [f"{places}" + (f", and {options.spares} to stand in" if options.spares else " as long as one lives" if options.elastic else ""),
-             options.exchange + ("" if options.master_computes else " whose master only adds up")]
+    lasting = f", and {options.spares} to stand in" if options.spares else " as long as one lives" if options.elastic else ""
+    words = [f"{places}{lasting}", options.exchange + ("" if options.master_computes else " whose master only adds up")]
     if options.overlap != "none":
         words.append(f"overlap {'backward' if entire else options.overlap}")
     if options.compress != "none":
