@@ -188,7 +188,8 @@ class TestErrors:
         ("as it was\nthis too", "as it was\nthis too"),
         (f"before{MARK}finished 0 0\nafter", "beforeafter"),
         (f"a\n{KILLED}b\n", "a\nb\n"), (f"{ABORTED}\0b\n", "b\n"), (f"{EXITED}{EXITED}", ""), (f"a\n{UNKNOWN}b\n", f"a\n{UNKNOWN}b\n"),
-        ("[warn] Epoll MOD(1) on fd 25 failed.  Bad file descriptor\nb\n", "b\n"),
+        ("[warn] Epoll MOD(1) on fd 25 failed.  Bad file descriptor\nb\n", "b\n"), ("[warn] of another\n", "[warn] of another\n"),
+        ("[vm:19530] plm:ssh: Warning: setpgid(19547,19547) failed in parent with errno=Permission denied(13)\nb\n", "b\n"),
         (f"{LINE}a table\n", f"{LINE}a table\n"), ("---\n", "---\n"), ("\x1e not for launch\n", "\x1e not for launch\n"),
         (f"told\n{MARK}failed 1 1\ntold again\n{MARK}failed 2 1\nand again\n", "told\n"),
     ])

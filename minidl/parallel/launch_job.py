@@ -229,9 +229,10 @@ class Errors:
     ending: bool = False                                                # launch is ending the ranks: mpiexec need not say so
     waiting: bytes = b""                                                # the beginning of something that may not be for others
 
-    # a rank's report; mpiexec's own words, between two lines of dashes; a warning of its library for events, when a rank closes its end
+    # a rank's report; mpiexec's own words, between two lines of dashes; its warnings of nothing: a rank has closed its end, ssh was fast
     APART = re.compile(re.escape(MARK.encode()) + rb"(?P<word>finished|failed) (?P<rank>\d+) (?P<status>\d+)\n"
-                       rb"|^-{74}\n(?P<block>.*?)^-{74}\n|^\[warn\] Epoll [^\n]*\n", re.DOTALL | re.MULTILINE)
+                       rb"|^-{74}\n(?P<block>.*?)^-{74}\n"
+                       rb"|^\[warn\] Epoll [^\n]*\n|^\[[^]\n]+\] plm:ssh: Warning: setpgid[^\n]*\n", re.DOTALL | re.MULTILINE)
     # what may become one of them
     OPEN = re.compile(rb"\x1e[^\n]{0,40}\Z|^-{1,74}\Z|^-{74}\n(?:(?!^-{74}\n).)*\Z|^\[[^\n]*\Z", re.DOTALL | re.MULTILINE)
 
