@@ -170,7 +170,7 @@ def learn(run: Run, x: Array, y: Array, objective: Objective, accumulate: int, c
                 raise GraphError("fit: the loss depends on no parameter that could be learned", hint="Are all of them frozen?")
             facts.loss += finite(loss.item(), run) * part.weight
             if part is parts[-1]:
-                run.team.listen()
+                run.team.listen(clip)
             loss.backward(part.weight)                                          # Steps 5 and 6: its gradient at the outputs, and
         if objective.right is not None:                                         # from there backward to the gradient of every W.
             facts.right += int(objective.right(outputs.data, y[here]))

@@ -96,12 +96,28 @@ class Optimizer:
         """The update of one parameter by its gradient g, with what `begin` gave for this step: parameters may come in any order."""
         p = self.parameters[path]
         w = p._data                                                     # not .data, which would wait for what is being done here
-        state = self._state_beside(path, w)
         self.updates[path] += 1
+        self._apply(path, w, g, self._state_beside(path, w), self.updates[path], options)
+        p.version += 1                                                  # a graph that holds w now knows that it has changed
+
+    def update_copy(self, path: str, g: Array, options: Mapping[str, Mapping[str, Any]]) -> tuple[Array, Callable[[], None]]:
+        """What `update_one` would make of a parameter, in memory of its own, and what makes it so: before it is called nothing changes."""
+        p = self.parameters[path]
+        w, t = p._data.copy("K"), self.updates[path] + 1
+        state = {name: x.copy("K") for name, x in self._state_beside(path, p._data).items()}
+        self._apply(path, w, g, state, t, options)
+
+        def accept() -> None:
+            p._data[...] = w
+            p.version += 1
+            self.state[path], self.updates[path] = state, t
+
+        return w, accept
+
+    def _apply(self, path: str, w: Array, g: Array, state: State, t: int, options: Mapping[str, Mapping[str, Any]]) -> None:
         arrays = (w, g, *state.values())
         for w, g, *parts in kernels.in_pieces(*arrays) if self.elementwise else (arrays,):
-            self.update(w, g, dict(zip(state, parts)), self.updates[path], **options[path])
-        p.version += 1                                                  # a graph that holds w now knows that it has changed
+            self.update(w, g, dict(zip(state, parts)), t, **options[path])
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

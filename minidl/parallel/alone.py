@@ -80,8 +80,8 @@ class Alone:
         self.bind(run.model, run.optimizer)
         return True
 
-    def listen(self) -> None:
-        """The backward pass that comes is the last of this minibatch: gradients are final when it says so."""
+    def listen(self, clip: float | None = None) -> None:
+        """The backward pass that comes is the last of this minibatch: gradients are final when it says so. clip: as for `update`."""
 
     def update(self, facts: Facts, notes: Sequence[Notes], clip: float | None = None) -> Facts:
         """After the last backward pass of a minibatch: update the weights with everyone's gradients. Gives everyone's facts.

@@ -19,12 +19,13 @@ from minidl.watchers import arriving
 class Gate:
     """Stands before the weights of a step until its backward pass is over, which may still need them.
 
-    early: chunks that were summed before.
+    early, landed: chunks that were summed, or whose new weights had come, before.
     """
 
     def __init__(self) -> None:
         self.open = False
         self.early: list[Chunk] = []
+        self.landed: list[Chunk] = []
 
 
 class Arrivals:
@@ -58,12 +59,14 @@ class Arrivals:
                 self.update(path)                       # it has no numbers, and is in no chunk
         with self.changed:
             self.gate.open = True
-        return self._catch_up(sorted(self.gate.early, key=lambda chunk: chunk.index))
+        return self._catch_up(*(sorted(chunks, key=lambda chunk: chunk.index) for chunks in (self.gate.early, self.gate.landed)))
 
-    def _catch_up(self, early: Iterable[Chunk]) -> Job:
+    def _catch_up(self, early: Iterable[Chunk], landed: Iterable[Chunk]) -> Job:
         yield ()
         for chunk in early:
             self._summed(chunk)
+        for chunk in landed:
+            self._landed(chunk)
 
     def summed(self, chunk: Chunk, gate: Gate) -> None:
         """The sum of a chunk is there. gate: of its step."""
@@ -91,8 +94,17 @@ class Arrivals:
             if self.settled:
                 self._arrived(path)
 
-    def landed(self, chunk: Chunk) -> None:
-        """The weights of a chunk are those that all ranks will have."""
+    def landed(self, chunk: Chunk, gate: Gate | None) -> None:
+        """The weights of a chunk are those that all ranks will have. gate: of their step, unless it is known to be open."""
+        if self.update is not None and self.settled:
+            return                                      # this rank had them before
+        with self.changed:
+            if gate is not None and not gate.open:
+                gate.landed.append(chunk)
+                return
+        self._landed(chunk)
+
+    def _landed(self, chunk: Chunk) -> None:
         for path in chunk.names:
             self.missing[path] -= 1
             if not self.missing[path]:

@@ -4,7 +4,7 @@
 final, and that the weights be updated with everyone's. What goes over the wire is an Exchange's business, when it goes the Engine's.
 
     none        the gradients leave when the backward pass is over, and the update waits for their sum
-    backward    each leaves as soon as it is final, while the pass goes on below it
+    backward    each leaves as soon as it is final, while the pass goes on below it; so do weights that one rank makes for all: see ahead.py
     forward     besides, each weight is updated as soon as its sum is there, while the next forward pass has begun: see arrivals.py
 
 All three give the same bits.
@@ -13,7 +13,7 @@ All three give the same bits.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from functools import partial
@@ -30,6 +30,7 @@ from minidl.nn import Module
 from minidl.nn.part import Notes, Part, commit, pack, unpack
 from minidl.optim import KFAC, Optimizer, clip_grad_norm
 from minidl.parallel import exchange as exchanges
+from minidl.parallel.ahead import Ahead
 from minidl.parallel.alone import Alone, Facts, Run, cut
 from minidl.parallel.arrivals import Arrivals, Gate
 from minidl.parallel.batch_norm import synchronize
@@ -142,6 +143,9 @@ class Team(Alone):
         if self.sync_batch_norm:
             computing = self.talk.split(None if self.place()[0] is None else 0, self.rank)
             synchronize(model, computing)
+        # where new weights can go to others while the backward pass goes on: on all ranks, or on none
+        self.early = self.overlap != "none" and not self.everyone and not self.exchange.codec.lossy and optimizer.separable
+        self.made: Ahead | None = None                      # of the weights that are updated
         self.listening, self.bound = False, True
         self._begin()
 
@@ -175,6 +179,8 @@ class Team(Alone):
     def _let_go(self) -> None:
         """Nothing waits for the model's gradients any more, and nobody for its weights."""
         self.bound = False
+        if self.ahead is not None:
+            self.ahead.forget()
         for hook in self.hooks:
             hook.remove()
         if self.sync_batch_norm:
@@ -219,10 +225,13 @@ class Team(Alone):
         """Before the first gradient of a step."""
         self.handed: set[str] = set()
         self.lacking = {chunk.index: len(chunk.names) for chunk in self.layout.chunks}
+        self.ahead: Ahead | None = None                     # of the backward pass that goes on
         self.arrivals.begin()
 
-    def listen(self) -> None:
+    def listen(self, clip: float | None = None) -> None:
         self.listening = self.overlap != "none"
+        if self.early and self.updates and clip is None:
+            self.ahead = Ahead(self.layout, self.optimizer, self._sum_of, self._send)
 
     def _ready(self, path: str, leaf: Tensor) -> None:
         """The hook of a parameter whose gradient is final."""
@@ -235,21 +244,29 @@ class Team(Alone):
     def _hand_over(self, path: str, g: Array | None) -> None:
         """Give a gradient to the engine, which sends a chunk once it has all of it."""
         chunks = self.layout.holding[path]
-        self.engine.wait([EARLY, *map(of_sum, chunks)])         # of the step before, where this rank did not use the weights since
+        # of the step before, where this rank did not use the weights since
+        self.engine.wait([EARLY, *map(of_sum, chunks), *(map(of_spread, chunks) if self.early else ())])
         self.gradients[path][...] = -0.0 if g is None else backend.to_numpy(g)      # x + -0.0 is x, for every x
         self.handed.add(path)
+        if self.ahead is not None and g is not None:
+            self.ahead.own.add(path)
         for chunk in chunks:
             self.lacking[chunk.index] -= 1
             if not self.lacking[chunk.index]:
-                self.engine.submit(of_sum(chunk), self._journey(chunk, self.arrivals.gate))
+                self.engine.submit(of_sum(chunk), self._journey(chunk, self.arrivals.gate, self.ahead))
+                if self.early and not self.updates:
+                    self._submit_spread(chunk, self.arrivals.gate)
 
     def update(self, facts: Facts, notes: Sequence[Notes], clip: float | None = None) -> Facts:
         self.listening = False
+        if self.ahead is not None and clip is not None:
+            raise ArgumentError("Team: update is to clip the gradient, and listen was not told", hint="Call listen(clip).")
         for path, p in self.learned.items():
             if path not in self.handed:
                 self._hand_over(path, None if p.grad is None else p.grad.data)
         started = time.perf_counter()
         everyones, present, noted = self._meet(facts, [note for part in notes for note in part])
+        self.made = self.ahead                              # those of the step before are all in use
         later = self.overlap == "forward" and clip is None and self.optimizer.separable
         if not later:
             self.engine.wait()
@@ -302,13 +319,15 @@ class Team(Alone):
             x[...] = backend.asarray(buffers[str(k)], backend.device_of(x))
         return sums
 
-    def _journey(self, chunk: Chunk, gate: Gate) -> Job:
+    def _journey(self, chunk: Chunk, gate: Gate, ahead: Ahead | None) -> Job:
         """What happens to a chunk of gradients."""
         numbers = self.gradients.chunk(chunk)
         yield self.staging.to_host(numbers.nbytes)
         yield from self.exchange.sum(chunk, numbers)
         if self.updates:
             yield self.staging.to_device(numbers.nbytes)
+        if ahead is not None and not gate.open:
+            ahead.summed(chunk)
         if self.overlap == "forward" and self.updates:
             self.arrivals.summed(chunk, gate)
 
@@ -322,11 +341,17 @@ class Team(Alone):
                 self._set_gradient(path, path in present)
             if clip is not None:
                 clip_grad_norm(self.optimizer.parameters, clip)
-            self.optimizer.step()
+            if self.made is None:
+                self.optimizer.step()
+            else:
+                self._begin_update(present)
+                for path in present:
+                    self._update_one(path)
         if not self.everyone:
             started = time.perf_counter()
-            for chunk in self.layout.chunks:
-                self._submit_spread(chunk, later=False)
+            if self.updates or not self.early:
+                for chunk in self.layout.chunks:
+                    self._submit_spread(chunk, self.arrivals.gate)
             self.engine.wait()
             for path in self.learned:
                 self._set_weights(path)
@@ -334,20 +359,29 @@ class Team(Alone):
 
     def _update_later(self, present: Sequence[str]) -> None:
         """From here on an operation that needs a weight waits for it; the engine's thread updates each as its sum arrives."""
-        self.engine.wait([of_spread(chunk) for chunk in self.layout.chunks])            # of the step before
+        if not self.early:
+            self.engine.wait([of_spread(chunk) for chunk in self.layout.chunks])        # of the step before
         self._know()
         if self.updates:
-            if not present:
-                self.optimizer.step()                       # which says what is wrong
-            self.options, self.present = self.optimizer.begin(), set(present)
-        else:
+            self._begin_update(present)
+        elif not self.early:
             for chunk in self.layout.chunks:
-                self._submit_spread(chunk)
+                self._submit_spread(chunk, self.arrivals.gate)
         self.engine.submit(EARLY, self.arrivals.open())
 
+    def _begin_update(self, present: Sequence[str]) -> None:
+        """One parameter after the other will be updated."""
+        if not present:
+            self.optimizer.step()                           # which says what is wrong
+        self.present = set(present)
+        self.options = self.optimizer.begin() if self.made is None else self.made.options
+
     def _update_one(self, path: str) -> None:
-        if path in self.present:
-            self.optimizer.update_one(path, backend.asarray(self.gradients[path], self.learned[path].device), self.options)
+        if path in self.present and not (self.made is not None and self.made.accept(path)):
+            self.optimizer.update_one(path, self._sum_of(path), self.options)
+
+    def _sum_of(self, path: str) -> Array:
+        return backend.asarray(self.gradients[path], self.learned[path].device)
 
     def _set_gradient(self, path: str, present: bool) -> None:
         """The sum in place of this rank's gradient, in the memory order that this one had."""
@@ -367,24 +401,28 @@ class Team(Alone):
             for path, p in self.learned.items():
                 self.weights[path][...] = backend.to_numpy(p._data)
 
-    def _submit_spread(self, chunk: Chunk, later: bool = True) -> None:
+    def _submit_spread(self, chunk: Chunk, gate: Gate | None = None) -> None:
+        if self.made is None or chunk.index not in self.made.sent:
+            self._send(chunk, {path: self.learned[path]._data for path in chunk.names}, gate)
+
+    def _send(self, chunk: Chunk, weights: Mapping[str, Array], gate: Gate | None = None) -> None:
+        """Begin to bring these weights to everybody, on a rank that updates, or to receive them. gate: of their step, unless it is open."""
         known = self.weights.chunk(chunk)
         new = None
         if self.updates:
             new = np.empty_like(known) if self.exchange.codec.lossy else known
             for path in chunk.names:
-                place, w = self.layout.places[path], backend.to_numpy(self.learned[path]._data).reshape(-1)
+                place, w = self.layout.places[path], backend.to_numpy(weights[path]).reshape(-1)
                 first, stop = max(place.start, chunk.start), min(place.stop, chunk.stop)
                 new[first - chunk.start:stop - chunk.start] = w[first - place.start:stop - place.start]
-        self.engine.submit(of_spread(chunk), self._spread(chunk, known, new, later))
+        self.engine.submit(of_spread(chunk), self._spread(chunk, known, new, gate))
 
-    def _spread(self, chunk: Chunk, known: np.ndarray, new: np.ndarray | None, later: bool) -> Job:
+    def _spread(self, chunk: Chunk, known: np.ndarray, new: np.ndarray | None, gate: Gate | None) -> Job:
         """What happens to a chunk of new weights."""
         yield from self.exchange.spread(chunk, known, new)
         if not self.updates:
             yield self.staging.to_device(known.nbytes)
-        if later:
-            self.arrivals.landed(chunk)
+        self.arrivals.landed(chunk, gate)
 
     def _set_weights(self, path: str) -> None:
         """What all ranks know, as this one's weights; whoever made them has them, unless compression has changed them on the way."""

@@ -210,9 +210,9 @@ class Observed(Team):
         self.bind(run.model, run.optimizer)
         return True
 
-    def listen(self) -> None:
+    def listen(self, clip: float | None = None) -> None:
         if not self.technique.later:
-            super().listen()
+            super().listen(clip)
 
     def update(self, *args: Any, **options: Any) -> Any:
         before = self.seconds["exchange"]
