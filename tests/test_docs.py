@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from minidl.optim import optimizer
+from minidl.parallel import exchange
 
 TOP = Path(__file__).parent.parent
 PAGES = [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]
@@ -14,7 +15,8 @@ PAGES = [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_python_on_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(optimizer._kinds, "known", dict(optimizer._kinds.known))        # what a page registers stays on the page
+    for kinds in (optimizer._kinds, exchange._kinds):                                   # what a page registers stays on the page
+        monkeypatch.setattr(kinds, "known", dict(kinds.known))
     names = {"__name__": page.stem}
     text = page.read_text()
     if "minidl.threads(" in text:
