@@ -231,19 +231,21 @@ def exchange_described(options: SimpleNamespace, processes: int) -> Plan:
 def closed(signals: StopOnSignal, display: Display, options: SimpleNamespace, task: Task, folder: Path, ranks: Ranks) -> int:
     """The last words after the loop; gives the exit status."""
     run = signals.run
-    if run.ended and not run.finished:
+    stopped = run.ended and not run.finished
+    if run.team.leads:
         display.stop()
-        display.say(f"Stopped after step {run.step:,}, in epoch {run.epoch + 1}. All is saved; to go on:", "bold")
-        display.say(ranks.command(options, "--resume", folder))
-        return 128 + ranks.highest(signals.number)          # it may have come to another process only
-    display.summary(run)
-    display.say(f"results: {folder}")
-    if run.epoch and run.step == display.began_at:
-        more = ranks.command(options, "--resume", folder, "--epochs", f"{2 * run.epoch}")
-        display.say(f"This run has finished its {run.epoch} epochs. To train on: {more}")
-    elif task.objective.right is not None and len(task.train.shape) == 3:
-        display.say(f"classify images: {command('predict', folder, 'IMAGE...')}")
-    return 0
+        if stopped:
+            display.say(f"Stopped after step {run.step:,}, in epoch {run.epoch + 1}. All is saved; to go on:", "bold")
+            display.say(ranks.command(options, "--resume", folder))
+        else:
+            display.summary(run)
+            display.say(f"results: {folder}")
+            if run.epoch and run.step == display.began_at:
+                more = ranks.command(options, "--resume", folder, "--epochs", f"{2 * run.epoch}")
+                display.say(f"This run has finished its {run.epoch} epochs. To train on: {more}")
+            elif task.objective.right is not None and len(task.train.shape) == 3:
+                display.say(f"classify images: {command('predict', folder, 'IMAGE...')}")
+    return 128 + ranks.highest(signals.number) if stopped else 0            # the signal may have come to another process only
 
 
 @contextmanager
