@@ -123,7 +123,7 @@ class TestSums:
 
 
 def small_plan(**changes):
-    return {"seconds": 0.0, "rounds": 2, "steps": 3, "chunk": 1 << 14, "window": 2} | changes
+    return {"seconds": 0.0, "rounds": 2, "steps": 3, "chunk": 1 << 14, "window": None, "realtime": False} | changes
 
 
 class TestRank:
@@ -194,7 +194,7 @@ def found(*groups):
     ends = [{"bytes": 8_388_608, "seconds": 0.35, "sent": 8_500_000, "received": 8_500_000}] * 2
     return results.with_promises({
         "machine": about, "versions": {"NumPy": "9.9"}, "quick": False, "seconds": 0.4, "rounds": 2, "steps": 4, "chunk": 1 << 18,
-        "window": 2, "network": {"ranks": 2, "rate": "200mbit", "burst": "64kb", "latency": "20ms"}, "notes": ["A note."],
+        "window": None, "network": {"ranks": 2, "rate": "200mbit", "burst": "64kb", "latency": "20ms"}, "notes": ["A note."],
         "wire": {"rate": 24e6, "ranks": ends}, "sums": [{"ranks": 2, "way": "by vectors", "rate": 5e9}],
         "groups": [results.with_figures(group) for group in groups]})
 
@@ -262,6 +262,11 @@ class TestCommand:
         assert "1.60" in capsys.readouterr().out
         script().main(["--from", str(file), "--markdown"])
         assert "| backward overlap |" in capsys.readouterr().out
+
+    def test_an_unknown_codec(self, monkeypatch):
+        monkeypatch.setattr(network, "missing", lambda: "")
+        with pytest.raises(SystemExit, match=r"bench_exchange: .*int9"):
+            script().main(["--compress", "int9"])
 
     @pytest.mark.process
     @pytest.mark.skipif(bool(network.missing()), reason=f"scripts/network: {network.missing()}")

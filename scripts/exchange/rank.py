@@ -9,9 +9,11 @@ trains. First of all it is shown that messages are on the wire at all.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,10 @@ from minidl import functions as F
 from minidl import optim
 from minidl.data import Loader
 from minidl.loop import Callback, Objective, fit
-from minidl.parallel import mpi
+from minidl.parallel import Alone, Team, mpi
 from minidl.parallel.communicator import Communicator
 from minidl.parallel.ending import end_together
 from minidl.parallel.staging import EmulatedDevice, Staging
-from minidl.parallel import Alone, Team
 
 COUNTERS = Path("/sys/class/net/eth0/statistics")
 TRIAL, PIECE = 8 << 20, 32 << 10        # bytes that are sent to see how fast the wire is, and those of one message
@@ -105,6 +106,7 @@ class Bench:
     def group(self, group: Group, number: str) -> dict[str, Any]:
         """Bring the model to the size, or the minibatch to the length, at which communication takes as long as it shall; then measure."""
         seconds, rounds, steps = self.plan["seconds"], self.plan["rounds"], self.plan["steps"]
+        realtime(self.plan["realtime"] and group.compute == "sleep")
         title = f"{number}: {group.exchange}, {'NumPy' if group.compute == 'numpy' else 'asleep'}, {group.ratio:g}"
         ways = 2 if group.exchange == "master-worker" else 1            # up, then down; all-reduce sends half of it twice, both ways
         factor = group.ratio * seconds * self.rate / ways / (4 * alexnet.NUMBERS)
@@ -234,6 +236,12 @@ class Clock(Callback):
 
     def step(self, run: Any, loss: float) -> None:
         self.times.append(time.perf_counter())
+
+
+def realtime(yes: bool) -> None:
+    """Whether this thread, and those that it starts from now on, go before all else on this machine."""
+    with suppress(PermissionError):                     # in some containers
+        os.sched_setscheduler(0, os.SCHED_RR if yes else os.SCHED_OTHER, os.sched_param(1 if yes else 0))
 
 
 def counted() -> tuple[int, int]:

@@ -94,8 +94,8 @@ def name(cell: dict[str, Any]) -> str:
 def title(group: dict[str, Any]) -> str:
     """What stands above a group."""
     return (f"{group['exchange']}, {KINDS[group['kind']]}: communication / computation {group['measured_ratio']:.2f}, "
-            f"{group['bytes'] / 1e6:.1f} MB of gradients, {duration(group['computation']['median'])} of computation; "
-            f"limit {group['limit']:.2f}")
+            f"{group['bytes'] / 1e6:.1f} MB of gradients, {duration(group['computation']['median'])} of computation" +
+            (f"; limit {group['limit']:.2f}" if group["kind"] != "stages" else ""))         # where copies and sums can be hidden too
 
 
 def among(values: dict[str, float], show: Callable[[float], str]) -> str:
@@ -142,7 +142,8 @@ def circumstances(results: dict[str, Any]) -> list[str]:
     return [f"{m['processor']}, {m['cores']} cores, {m['memory_gib']} GiB, {m['system']}; {m['date']}",
             ", ".join(f"{key} {value}" for key, value in versions.items()) + (f"; minidl's commit {m['commit']}" if m["commit"] else ""),
             f"{net['ranks']} hosts of {net['rate']} both ways (burst {net['burst']}, queue {net['latency']}); {results['rounds']} rounds "
-            f"of {results['steps']} steps, in chunks of {results['chunk'] >> 10} KiB, {results['window']} under way at a time"]
+            f"of {results['steps']} steps, in chunks of {results['chunk'] >> 10} KiB" +
+            (f", {results['window']} under way at a time" if results["window"] else "")]
 
 
 def notes(results: dict[str, Any]) -> list[str]:
