@@ -82,8 +82,10 @@ class Bench:
         out, coming = (np.ones((TRIAL // PIECE, PIECE), np.uint8) for _ in range(2))
         found = []
         for _ in range(2):                              # connections are made at the first use
-            self.control.barrier()
-            before, started = counted(), time.perf_counter()
+            self.control.barrier()                      # nothing of what was before is under way
+            before = counted()
+            self.control.barrier()                      # and nobody sends before all have looked
+            started = time.perf_counter()
             self.world.wait([self.world.irecv(piece, (rank - 1) % size) for piece in coming] +
                             [self.world.isend(piece, (rank + 1) % size) for piece in out])
             self.control.barrier()
@@ -233,6 +235,7 @@ class Clock(Callback):
     def start(self, run: Any) -> None:
         self.control.barrier()
         self.bytes = counted()
+        self.control.barrier()                          # nobody sends before all have looked
 
     def step(self, run: Any, loss: float) -> None:
         self.times.append(time.perf_counter())
