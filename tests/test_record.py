@@ -51,6 +51,37 @@ class TestRecord:
         fit(run.model, run.loader, None, run.optimizer, 2, [keeper])
         assert written == steps == list(keeper.checkpoints.files())
 
+    def test_knows_the_last_checkpoint_on_the_way(self, tmp_path):
+        keeper, run = started(tmp_path)
+        assert keeper.saved(run) == 0
+        for step in (3, 7):
+            run.step = step
+            keeper.save(run)
+        another = Record(tmp_path, CONFIG)                      # of a process that has written none of them
+        found = []
+        for step in (7, 8, 6, 2):
+            run.step = step
+            found.append(another.saved(run))
+        assert found == [7, 7, 3, None]
+
+    def test_of_a_process_that_does_not_lead_writes_nothing(self, tmp_path):
+        _, run = started(tmp_path / "unused")
+        run.team.rank = 1
+        keeper = Record(tmp_path / "run", CONFIG, every=1)
+        fit(run.model, run.loader, (X, Y), run.optimizer, 1, [keeper], team=run.team)
+        assert not (tmp_path / "run").exists()
+
+    def test_has_what_the_exchange_owes_of_all_ranks(self, tmp_path):
+        owed = {"up.float32": np.arange(6, dtype=np.float32).reshape(2, 3)}
+        keeper, run = started(tmp_path)
+        run.team.state = lambda: owed
+        run.step = 3
+        keeper.save(run)
+        found = keeper.checkpoints.latest()
+        np.testing.assert_array_equal(found.arrays["exchange.up.float32"], owed["up.float32"])
+        run.load_state(found.arrays, found.rest)
+        assert list(run.owed) == ["up.float32"]
+
     def test_cuts_the_metrics_back_to_the_checkpoint(self, tmp_path):
         keeper, run = started(tmp_path)
         (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')

@@ -9,11 +9,17 @@ import numpy as np
 import pytest
 import runs
 
-from minidl import data, models, nn, optim
+from minidl import data, models, nn, optim, parallel
+from minidl.errors import ConfigError
+from minidl.launch import checked
 from minidl.optim.kfac.statistics import FISHERS
+from minidl.parallel import Team, local
+from minidl.parallel.elastic import Elastic
+from minidl.parallel.team import OVERLAPS
 from minidl.task import (
     AUGMENTATIONS,
     BRIEF,
+    EXCHANGE,
     HUGE,
     KFAC,
     LARGE,
@@ -24,6 +30,9 @@ from minidl.task import (
     largest_factor,
     make_model,
     make_optimizer,
+    make_task,
+    make_team,
+    settle,
     unused,
 )
 from minidl.train import app
@@ -80,6 +89,19 @@ DIGITS = ("--data", "digits.npz")
     (["--model", "autoencoder", "--normalise"], "--normalise would not be used: autoencoder learns images in [0, 1]"),
     (["--eval-only", "--weights", "w.safetensors", "--lr", "1"], "--lr would not be used: with --eval-only nothing is trained"),
     (["--eval-only", "--weights", "w.safetensors", "--out", "o"], "--out would not be used"),
+    # of many processes
+    (["--exchange", "alreduce"], "--exchange alreduce is not known (nearest: 'allreduce')"),
+    (["--overlap", "forwards"], "--overlap forwards is not known (nearest: 'forward')"),
+    (["--compress", "int9"], "--compress int9 is not known (nearest: 'int8')"),
+    (["--compress", "topk:x"], "--compress topk:x: the fraction must be a number above 0"),
+    (["--chunk-size", "0"], "--chunk-size is 0, and must be at least 1"),
+    (["--spares", "-1"], "--spares is -1, and must be at least 0"),
+    *([words, f"{words[0]} would not be used: this is one process; start several: python -m minidl.launch"] for words in (
+        ["--exchange", "allreduce"], ["--exchange", "master-worker", "--no-master-computes"], ["--overlap", "none"],
+        ["--overlap", "forward"], ["--compress", "int8"], ["--compress", "topk:0.01", "--no-feedback"], ["--chunk-size", "64"],
+        ["--sync-batch-norm"], ["--elastic"], ["--spares", "1"], ["--log-dir", "logs"])),
+    (["--no-feedback"], "--no-feedback would not be used: nothing is compressed"),
+    (["--no-master-computes"], "--no-master-computes would not be used: allreduce has no master"),
     # models of one's own
     (["--model", "nets:"], "nets has no function ''"),
     (["--model", "nets:all_state"], "nets has no function 'all_state' (nearest: 'all_states')"),
@@ -132,6 +154,94 @@ def test_what_a_config_file_says_in_vain_stands_with_the_plan(place, capsys):
 def test_what_is_zero_or_false_is_never_said_in_vain():
     options = SimpleNamespace(momentum=0.0, normalise=False, clip=None, typed={"momentum", "normalise"}, filed={"clip"})
     assert unused(options, ["momentum", "normalise", "clip"], "for a test") == []
+
+
+class TestManyProcesses:
+    """Their options, where a launcher has started some."""
+
+    @pytest.fixture
+    def settled(self, place):
+        def settled(*words, processes=3):
+            options = checked([*DIGITS, *words])
+            return options, settle(options, processes)
+
+        return settled
+
+    def test_all_have_a_default(self, settled):
+        options, notes = settled()
+        assert {name: getattr(options, name) for name in EXCHANGE} == EXCHANGE and notes == []
+
+    def test_are_what_the_team_is_made_of(self, settled):
+        options, _ = settled("--exchange", "master-worker", "--overlap", "forward", "--compress", "int8", "--no-feedback",
+                             "--chunk-size", 3, "--no-master-computes", "--sync-batch-norm")
+        team = local.run(lambda communicator: make_team(options, communicator), 3)[1]
+        assert (team.rank, team.ranks, type(team)) == (1, 3, Team)
+        assert (team.strategy, team.overlap, team.compress, team.feedback) == ("master-worker", "forward", "int8", False)
+        assert (team.chunk, team.master_computes, team.sync_batch_norm) == (3072, False, True)
+
+    def test_make_a_team_that_outlives_its_ranks(self, settled, monkeypatch):
+        monkeypatch.setenv("OMPI_MCA_mpi_ft_enable", "1")
+        options, _ = settled("--elastic", "--spares", 1)
+        teams = local.run(lambda communicator: make_team(options, communicator), 3)
+        assert {type(team) for team in teams} == {Elastic} and [team.stands_by for team in teams] == [False, False, True]
+
+    @pytest.mark.parametrize("words, processes, says", [
+        (["--spares", "1"], 3, "--spares would not be used: they are for --elastic"),
+        (["--elastic", "--overlap", "forward"], 3, "--elastic could not take back"),
+        (["--elastic", "--spares", "3"], 3, "--spares 3: of 3 processes at least one must train"),
+        (["--elastic", "--spares", "1"], 1, "--spares 1: of 1 process at least one must train"),
+        (["--no-feedback"], 3, "--no-feedback would not be used: nothing is compressed"),
+        (["--no-master-computes"], 3, "--no-master-computes would not be used: allreduce has no master"),
+        (["--exchange", "master-worker", "--no-master-computes"], 1, "there is nobody else to train"),
+        (["--elastic"], 3, "--elastic: this mpiexec ends all processes when one dies"),
+        (["--eval-only", "--weights", "w", "--overlap", "none"], 3, "--overlap would not be used: with --eval-only"),
+        (["--eval-only", "--weights", "w", "--elastic", "--spares", "1"], 3, "would not be used: with --eval-only"),
+    ])
+    def test_that_make_no_sense_are_told(self, settled, monkeypatch, words, processes, says):
+        monkeypatch.setenv("OMPI_MCA_mpi_ft_enable", "" if words == ["--elastic"] else "1")
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            settled(*words, processes=processes)
+
+    def test_a_spare_cannot_be_a_master_s_only_worker(self, settled, monkeypatch):
+        monkeypatch.setenv("OMPI_MCA_mpi_ft_enable", "1")
+        words = ("--exchange", "master-worker", "--no-master-computes", "--elastic", "--spares", 1)
+        with pytest.raises(ConfigError, match="there is nobody else to train"):
+            settled(*words, processes=2)
+        settled(*words, processes=3)
+
+    def test_of_a_run_that_is_resumed_make_way_for_those_that_are_given(self, settled):
+        for words in ([], ["--exchange", "allreduce", "--compress", "none"]):
+            options = checked([*DIGITS, *words])
+            options.feedback = options.master_computes = False              # as the run had them
+            assert settle(options, 3) == [] and options.feedback and options.master_computes
+
+    def test_of_a_config_file_that_one_process_does_not_use_stand_with_the_plan(self, place, capsys):
+        (place / "c.toml").write_text("exchange = 'allreduce'\noverlap = 'backward'\nchunk-size = 64\nspares = 0\n")
+        assert runs.status(app, *DIGITS, "--config", "c.toml", "--epochs", 0) == 0
+        assert re.search(r"not used +exchange, chunk_size: this is one process", capsys.readouterr().out)
+
+    def test_of_a_run_that_one_process_goes_on_with_are_no_error(self, settled, place):
+        options = checked(list(DIGITS))
+        options.exchange, options.compress = "master-worker", "int8"
+        assert settle(options, None) == [] and options.compress == "int8"           # for whoever resumes it with many again
+
+    def test_are_kept_with_the_run_but_for_those_of_the_moment(self, settled, monkeypatch):
+        monkeypatch.setenv("OMPI_MCA_mpi_ft_enable", "1")
+        options, _ = settled("--elastic", "--spares", 1, "--compress", "fp16", "--log-dir", "logs")
+        kept = make_task(options).config(options)["options"]
+        assert kept["compress"] == "fp16" and not {"elastic", "spares", "log_dir"} & set(kept)
+
+    @pytest.mark.parametrize("model, kept", [("nets:all_states", True), ("mlp", False)])
+    def test_batch_normalization_over_all_needs_some(self, settled, place, model, kept):
+        (place / "c.toml").write_text("sync-batch-norm = true")
+        options, _ = settled("--model", model, "--config", "c.toml")
+        notes = make_task(options).notes
+        assert options.sync_batch_norm == kept
+        assert notes == ([] if kept else [("not used", "sync_batch_norm: mlp has no batch normalization")])
+        if not kept:
+            options, _ = settled("--model", model, "--sync-batch-norm")
+            with pytest.raises(ConfigError, match="--sync-batch-norm would not be used: mlp has no batch normalization"):
+                make_task(options)
 
 
 class TestMakeModel:
@@ -244,7 +354,8 @@ class TestKFAC:
 def test_the_help_names_all_that_is_known(capsys):
     assert runs.status(app, "--help") == 0
     text = re.sub(r"\s+", " ", capsys.readouterr().out)
-    for name in (*models.names(), *LEARNING_RATES, *FISHERS, *SCHEDULES, *AUGMENTATIONS, *data.catalogue.CLASSES):
+    for name in (*models.names(), *LEARNING_RATES, *FISHERS, *SCHEDULES, *AUGMENTATIONS, *data.catalogue.CLASSES, *parallel.names(),
+                 *OVERLAPS, "none, fp16, int8, topk:"):
         assert name in text, name
-    for name in ("model", "data_dir", "checkpoint_every", "eval_only", "label_smoothing"):
+    for name in ("model", "data_dir", "checkpoint_every", "eval_only", "label_smoothing", *EXCHANGE):
         assert flag(name) in text
