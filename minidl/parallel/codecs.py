@@ -340,7 +340,7 @@ def shifted(x: np.ndarray, power: int, out: np.ndarray) -> None:
     """Write x 2^power into out, rounded at most once."""
     most = 126 if out.dtype == np.float32 else 1022
     first = power if abs(power) <= most else power // 2                 # 2^power may be no number of this kind
-    np.multiply(x, 2.0 ** first, out=out)
+    np.multiply(x, 2.0 ** first, out=out, dtype=out.dtype)              # of halves too: 2^power need not be one
     if first != power:
         np.multiply(out, 2.0 ** (power - first), out=out)
 
