@@ -33,8 +33,7 @@ from minidl.errors import CheckpointError, NumericsError
 from minidl.lead import Lead, Ranks
 from minidl.loop import Callback, Objective, classification, evaluate, fit, reconstruction
 from minidl.optim.schedule import value_at
-from minidl.parallel import Communicator, mpi
-from minidl.parallel.ending import end_together, ranks_here
+from minidl.parallel import Communicator, ending, mpi
 from minidl.parallel.quiet import quiet
 from minidl.record import Record, claimed, command, new_folder, read_config
 from minidl.run import Run, part
@@ -49,16 +48,17 @@ def begin(context: typer.Context) -> int:
     """The command, in this process alone or in one of many; gives the exit status."""
     if not mpi.launched():
         return train(gather(context, main), Ranks())
+    ending.begin()
     world = mpi.world()
     try:
-        with end_together(world, tell) as ending:
+        with ending.end_together(world, tell) as end:
             options = gather(context, main)
             with quiet(world, options.log_dir) as speak, memory_told():
-                status = train(options, Ranks(world, ending, speak))
+                status = train(options, Ranks(world, end, speak))
             if status:
                 raise SystemExit(status)            # all ranks come to it
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except SystemExit as error:
+        status = ending.status_of(error)
     mpi.leave(status)
     return status
 
@@ -95,7 +95,7 @@ def at_work(count: int | None) -> Iterator[int]:
     if count is None and find_spec("threadpoolctl") is None:
         yield 1
     else:
-        with pool.threads(count or min(max(pool.cores() // ranks_here(), 1), MOST)) as found:
+        with pool.threads(count or min(max(pool.cores() // ending.ranks_here(), 1), MOST)) as found:
             yield found
 
 
