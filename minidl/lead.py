@@ -42,7 +42,7 @@ class Ranks:
     def agreed(self, options: SimpleNamespace, find: Callable[[], bytes]) -> bytes:
         """What the first process finds, for all; the others wait for it.
 
-        If processes may die, the first of those who live finds it, and there are as many spares less.
+        If processes may die, the first of those who live finds it, and fewer are spares.
         """
         if self.world is None:
             return find()
