@@ -4,6 +4,7 @@
 that a run leaves behind, by name. A case is a Case: what is learned, from what, by which optimizer.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,7 +65,7 @@ class Words(nn.Module):
         self.again = self.mix                           # the same layer, used twice
 
     def forward(self, x):
-        ids = (abs(_array(x)[:, 0]) * 7).astype(np.int64) % 3
+        ids = (abs(array(x)[:, 0]) * 7).astype(np.int64) % 3
         y = self.table(ids) + x
         y = self.norm(self.again(self.mix(y)))
         return y @ self.table.w.T
@@ -87,7 +88,7 @@ class Odd(nn.Module):
         self.generator = rng(5)
 
     def forward(self, x):
-        a = _array(x)
+        a = array(x)
         y = F.tanh(x.astype(self.turned.dtype) @ self.turned * self.number)
         y = y @ self.child.w.T + self.child.b + y @ self.frozen         # a child's weights, without the child
         y = y * self.strided[:5] + self.nothing.sum()
@@ -101,7 +102,7 @@ class Odd(nn.Module):
         return y + self.seldom[2] * 0.0 if a.sum() > 2 else y
 
 
-def _array(x):
+def array(x):
     return x.data if isinstance(x, Tensor) else x
 
 
@@ -147,6 +148,8 @@ def left(model, optimizer, history, memory=True):
 
 
 def bits(x):
+    if isinstance(x, dict):
+        return json.dumps(x, sort_keys=True).encode()
     x = np.asarray(x)
     return f"{x.dtype} {x.shape} ".encode() + x.tobytes()
 
