@@ -10,8 +10,9 @@ LIMITS = """What is left at a ratio of 1: the gradients of the first layers come
 for the exchange of a few chunks, behind those that are under way already, and for the facts of the step. Backward overlap alone leaves
 visible what is still on the wire when the pass is over: nearly all gradients are those of the affine layers, which come at its beginning,
 but they take longer than the rest of the pass. Forward overlap alone has only a third of the computation to hide behind. Above a ratio
-of 1 the wire is never idle, and only compression helps. The sum is a hundred times faster than the wire; the loop that adds number by
-number is Python's."""
+of 1 the wire is never idle, and only compression helps; that the limit is passed a little there is because what a serial step does between
+computation and exchange, copies and updates, is hidden too. The sum is a hundred times faster than the wire; the loop that adds number
+by number is Python's."""
 
 
 def markdown(results: dict[str, Any], picture: str = "") -> str:
