@@ -99,42 +99,39 @@ def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int 
     run = Run(model, optimizer, loader, epochs, right=0 if objective.right else None, team=team)
     if resume is not None:
         run.load_state(*resume)
-    if not team.begin(run, partial(rehearse, run, objective)):
-        return run.history              # a spare that was never needed
-    streams = Streams(model, cut=accumulate > 1 or team.cuts)
-    memory.tune_allocator()             # the arrays of a step find the memory of the step before
-    # Step 1, initialise W, was done by whoever made the model (models.create), or by the checkpoint.
-    for callback in callbacks:
-        callback.start(run)
-    over = False
-    while not over:
-        leads = team.leads
-        try:
-            started = time.perf_counter()
-            for x, y in minibatches(run):                                       # Step 2: take a minibatch.
-                facts = learn(run, to_model(model, x), to_model(model, y), objective, accumulate, clip, streams)
-                run.count(facts, time.perf_counter() - started)
-                for callback in callbacks:
-                    callback.step(run, facts.loss)
+    with team:
+        if not team.begin(run, partial(rehearse, run, objective)):
+            return run.history          # a spare that was never needed
+        streams = Streams(model, cut=accumulate > 1 or team.cuts)
+        memory.tune_allocator()         # the arrays of a step find the memory of the step before
+        # Step 1, initialise W, was done by whoever made the model (models.create), or by the checkpoint.
+        for callback in callbacks:
+            callback.start(run)
+        over = False
+        while not over:
+            leads = team.leads
+            try:
                 started = time.perf_counter()
+                for x, y in minibatches(run):                                   # Step 2: take a minibatch.
+                    facts = learn(run, to_model(model, x), to_model(model, y), objective, accumulate, clip, streams)
+                    run.count(facts, time.perf_counter() - started)
+                    for callback in callbacks:
+                        callback.step(run, facts.loss)
+                    started = time.perf_counter()
+                    if run.ended:
+                        break
+                if not run.finished and run.minibatch >= len(run.loader):
+                    end_epoch(run, test, objective, callbacks, streams)
                 if run.ended:
-                    break
-            if not run.finished and run.minibatch >= len(run.loader):
-                end_epoch(run, test, objective, callbacks, streams)
-            if run.ended:
-                team.agree()            # nobody leaves before all have come here
-                over = True
-        except RankLost as loss:
-            team.recover(run, loss)     # and what was not finished is done again
-            if team.leads and not leads:
-                for callback in callbacks:
-                    callback.start(run)
-        except BaseException:
-            team.abandon()
-            raise
-    for callback in callbacks:
-        callback.end(run)
-    team.leave()
+                    for callback in callbacks:
+                        callback.end(run)
+                    team.agree()        # nobody leaves before all have come here
+                    over = True
+            except RankLost as loss:
+                team.recover(run, loss)         # and what was not finished is done again
+                if team.leads and not leads:
+                    for callback in callbacks:
+                        callback.start(run)
     memory.give_back()
     return run.history
 
@@ -147,11 +144,12 @@ def minibatches(run: Run) -> Iterator[tuple[Array, Array]]:
 
 def rehearse(run: Run, objective: Objective) -> None:
     """Go through what a minibatch takes, so that everything is loaded and compiled. What it has changed is to be set back."""
-    x, y = run.loader.data[np.arange(min(len(run.loader.data), run.loader.batch_size))]
+    count = -(-min(len(run.loader.data), run.loader.batch_size) // run.team.ranks)              # a rank's part
+    x, y = (to_model(run.model, each) for each in run.loader.data[np.arange(count)])
     run.model.train()
     run.optimizer.zero_grad()
     with suppress(MinidlError):         # what is wrong will be told by a process that trains
-        objective.loss(run.model(to_model(run.model, x)), x, y).backward()
+        objective.loss(run.model(x), x, y).backward()
         run.optimizer.step()
     run.optimizer.zero_grad()
 
@@ -166,6 +164,8 @@ def learn(run: Run, x: Array, y: Array, objective: Objective, accumulate: int, c
         with part, streams.of(run.step, part.index):
             outputs = run.model(x[here])                                        # Step 3: forward, from images to outputs.
             loss = objective.loss(outputs, x[here], y[here])                    # Step 4: the loss, how wrong they are.
+            if not part.count and not math.isfinite(loss.item()):
+                loss = 0 * outputs.sum()                                        # of no examples: some losses are no number then
             if not getattr(loss, "requires_grad", False):
                 raise GraphError("fit: the loss depends on no parameter that could be learned", hint="Are all of them frozen?")
             facts.loss += finite(loss.item(), run) * part.weight

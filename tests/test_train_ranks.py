@@ -265,7 +265,7 @@ class TestEnd:
 
     def test_comes_before_the_beginning_if_the_ranks_differ(self, train):
         ran, out = train("", model="more:different")
-        assert ran.status == 1 and ran.errors.count("rank 1 has built another model than rank 0") == 1 and not out.exists()
+        assert ran.status == 1 and ran.errors.count("rank 1 trains another model than rank 0") == 1 and not out.exists()
 
     def test_comes_before_the_beginning_if_another_run_is_in_the_folder(self, train, tmp_path):
         (tmp_path / "out").mkdir()

@@ -20,6 +20,9 @@ from minidl.parallel.layout import Chunk
 class AllReduce(Exchange):
     """Direct reduce-scatter and all-gather."""
 
+    def sends(self, chunk: Chunk) -> slice:
+        return share(chunk.stop - chunk.start, self.rank, self.ranks)
+
     def sum(self, chunk: Chunk, numbers: np.ndarray) -> Job:
         slices = [share(len(numbers), rank, self.ranks) for rank in range(self.ranks)]
         own = numbers[slices[self.rank]]
@@ -29,9 +32,9 @@ class AllReduce(Exchange):
         self.add_up(coming, own)
 
         parcel = self.pack(chunk, numbers, slices[self.rank], down=True)
-        coming = {rank: self.room(numbers[slices[rank]]) for rank in self.others()}
+        coming = {rank: self.room(numbers[slices[rank]], down=True) for rank in self.others()}
         yield [*(self.irecv(room, rank, chunk, 1) for rank, room in coming.items()),
                *(self.isend(parcel, rank, chunk, 1) for rank in self.others())]
         for rank, landed in coming.items():
-            self.unpack(landed, numbers[slices[rank]])
-        self.unpack(parcel, own)                # what compression made of it, as everybody else has it
+            self.unpack(landed, numbers[slices[rank]], down=True)
+        self.unpack(parcel, own, down=True)                 # what compression made of it, as everybody else has it

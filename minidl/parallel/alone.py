@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from minidl.backend import Array
 from minidl.data import Loader
@@ -119,6 +119,19 @@ class Alone:
         """Somebody has died: make ready to go on without, or raise the loss again."""
         self.abandon()
         raise loss
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is None:
+            self.leave()
+        else:
+            self.abandon()
+
+    def join(self, model: Module, optimizer: Optimizer) -> None:
+        """For a loop of one's own: begin with rank 0's weights and the optimizer's memory."""
+        self.bind(model, optimizer)
 
     def leave(self) -> None:
         """It is over."""

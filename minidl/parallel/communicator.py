@@ -17,7 +17,7 @@ from minidl.errors import ExchangeError
 
 LARGEST = 64 << 20          # bytes in one message: larger arrays go in several
 NAP = 1e-4                  # seconds between two looks at what has not arrived; a thread that spins takes the core from those that compute
-MOST_TAGS = 1 << 30         # every MPI that is in use has more
+MOST_TAGS = 1 << 28         # of the MPIs in use some have fewer, and say so themselves
 
 
 class Request(ABC):
@@ -32,7 +32,7 @@ class Communicator(ABC):
     """A group of `size` ranks, of which this process is number `rank`.
 
     Arrays are NumPy's, C-contiguous, of any dtype; who receives knows shape and dtype beforehand, ExchangeError where they do not fit.
-    Between two ranks, messages of the same tag arrive in the order in which they were sent. Tags are whole numbers from 0 to 2^30.
+    Between two ranks, messages of the same tag arrive in the order in which they were sent. Tags are whole numbers from 0 on.
     A collective operation (all but isend and irecv) is called by every rank, in the same order; it does not matter what messages are
     under way meanwhile. One thread at a time uses a Communicator; another one takes a `duplicate`.
     RankLost, from any operation but agree and shrink, if a process that it needs has died, or if somebody has called `revoke`; when it is

@@ -31,7 +31,7 @@ WINDOW = 2                  # jobs under way at a time, at rank 0: one is summed
 WIDE = 8                    # where nothing is more urgent than anything else
 STAGES = 2                  # further ones, that come from a device or go back to it meanwhile
 NAP_BESIDE = 2e-4           # seconds between two looks while another thread computes
-NAMES = 1 << 30             # the tag of the messages that name jobs
+NAMES = 0                   # the tag of the messages that name jobs; those of exchanges have others
 NO_MORE = -1
 PATIENCE = 2.0              # seconds for which those who end wait for one another
 

@@ -65,6 +65,10 @@ class Exchange(ABC):
         """Whether a rank has the sum in the end, and updates the weights itself."""
         return True
 
+    def sends(self, chunk: Chunk) -> slice:
+        """The part of a chunk whose sum this rank sends to others: where the strategy compresses sums, it owes what is left out of that."""
+        return slice(0, chunk.stop - chunk.start) if self.rank == 0 else slice(0, 0)
+
     # What it is written with
 
     def others(self) -> list[int]:
@@ -74,11 +78,11 @@ class Exchange(ABC):
     def isend(self, parcel: np.ndarray, to: int, chunk: Chunk, phase: int = 0) -> Request:
         """Begin to send a parcel that belongs to a chunk. phase: below 4, for messages of one chunk that must not be mixed up."""
         self.bytes_sent += parcel.nbytes
-        return self.communicator.isend(parcel, to, chunk.index * PHASES + phase)
+        return self.communicator.isend(parcel, to, tag(chunk, phase))
 
     def irecv(self, parcel: np.ndarray, source: int, chunk: Chunk, phase: int = 0) -> Request:
         """Begin to receive one."""
-        return self.communicator.irecv(parcel, source, chunk.index * PHASES + phase)
+        return self.communicator.irecv(parcel, source, tag(chunk, phase))
 
     def pack(self, chunk: Chunk, numbers: np.ndarray, part: slice | None = None, down: bool = False) -> np.ndarray:
         """What is sent for the numbers of a part of a chunk (all of it unless given): they themselves, or compressed.
@@ -88,18 +92,22 @@ class Exchange(ABC):
         part = part or slice(0, len(numbers))
         if not self.codec.lossy:
             return numbers[part]
-        memory = (self.down if down else self.up)[chunk.dtype]
-        parcel = memory.encode(self.codec, numbers[part], slice(chunk.start + part.start, chunk.start + part.stop))
+        memory, codec = (self.down[chunk.dtype], self.codec.down) if down else (self.up[chunk.dtype], self.codec)
+        parcel = memory.encode(codec, numbers[part], slice(chunk.start + part.start, chunk.start + part.stop))
         return self._packed(memory, parcel)
 
-    def room(self, out: np.ndarray) -> np.ndarray:
-        """Where a parcel can arrive whose numbers shall go to out: there, or in memory of its own if it is compressed."""
-        return np.empty(self.codec.room(len(out), out.dtype), np.uint8) if self.codec.lossy else out
+    def room(self, out: np.ndarray, down: bool = False) -> np.ndarray:
+        """Where a parcel can arrive whose numbers shall go to out: there, or in memory of its own if it is compressed.
 
-    def unpack(self, parcel: np.ndarray, out: np.ndarray) -> np.ndarray:
-        """The numbers of a parcel, in out."""
+        down: it is one of sums, or of weights.
+        """
+        codec = self.codec.down if down else self.codec
+        return np.empty(codec.room(len(out), out.dtype), np.uint8) if codec.lossy else out
+
+    def unpack(self, parcel: np.ndarray, out: np.ndarray, down: bool = False) -> np.ndarray:
+        """The numbers of a parcel, in out. down: they are sums."""
         if self.codec.lossy:
-            self.codec.decode(parcel, out)
+            (self.codec.down if down else self.codec).decode(parcel, out)
         elif parcel is not out:
             out[...] = parcel
         return out
@@ -120,7 +128,7 @@ class Exchange(ABC):
         if not self.codec.lossy:
             return new
         memory = self.changes[chunk.dtype]
-        return self._packed(memory, memory.encode(self.codec, new, known, chunk.where))
+        return self._packed(memory, memory.encode(self.codec.down, new, known, chunk.where))
 
     def _packed(self, memory: Feedback, parcel: np.ndarray) -> np.ndarray:
         if not self.held:
@@ -130,7 +138,7 @@ class Exchange(ABC):
     def unpack_weights(self, parcel: np.ndarray, known: np.ndarray) -> None:
         """The weights that all ranks know from now on."""
         if self.codec.lossy:
-            Changes.apply(self.codec, parcel, known)
+            Changes.apply(self.codec.down, parcel, known)
         elif parcel is not known:
             known[...] = parcel
 
@@ -163,6 +171,11 @@ class Exchange(ABC):
     def plain(self, layout: Layout) -> Exchange:
         """The same strategy for other arrays, on every rank and without compression."""
         return type(self)(self.communicator, layout, alike=True)
+
+
+def tag(chunk: Chunk, phase: int) -> int:
+    """Of the messages of a chunk: small numbers, of which every MPI has enough, and not the one that the engine uses."""
+    return 1 + chunk.index * PHASES + phase
 
 
 # By name

@@ -31,12 +31,12 @@ class MasterWorker(Exchange):
         else:
             yield [self.isend(self.pack(chunk, numbers), MASTER, chunk)]
         if self.alike:
-            parcel = self.pack(chunk, numbers, down=True) if self.rank == MASTER else self.room(numbers)
+            parcel = self.pack(chunk, numbers, down=True) if self.rank == MASTER else self.room(numbers, down=True)
             yield self.from_master(parcel, chunk, 1)
-            self.unpack(parcel, numbers)        # the master too: what compression made of it, as everybody else has it
+            self.unpack(parcel, numbers, down=True)        # the master too: what compression made of it, as everybody else has it
 
     def spread(self, chunk: Chunk, known: np.ndarray, new: np.ndarray | None = None) -> Job:
-        parcel = self.room(known) if new is None else self.pack_weights(chunk, known, new)
+        parcel = self.room(known, down=True) if new is None else self.pack_weights(chunk, known, new)
         yield self.from_master(parcel, chunk, 2)
         self.unpack_weights(parcel, known)
         # a message is sent as soon as it is copied: without a word of thanks the master would fill the wire with chunks that are not urgent

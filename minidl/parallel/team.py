@@ -12,6 +12,7 @@ All three give the same bits.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -54,7 +55,28 @@ class Team(Alone):
     batch normalization takes the mean and the variance of the whole minibatch, and not of each rank's part. alike: see Exchange.
     staging: see staging.py. ArgumentError for what makes no sense.
     What `fit` does in order is: begin, then for each minibatch parts, listen, update. After an update `.grad` is the sum, but on ranks that
-    do not update, and under overlap="forward": there it stays the rank's own.
+    do not update, and under overlap="forward": there it stays the rank's own. A loop of one's own begins with join:
+
+    >>> from minidl import data, functions as F, models, optim, parallel
+    >>> train, test = data.load("digits")
+    >>> loader = data.Loader(train[:100], batch_size=20)
+    >>> def learn(communicator):
+    ...     model = models.create("mlp", input_shape=(1, 8, 8), classes=10, generator=0)
+    ...     optimizer = optim.SGD(model, lr=0.1)
+    ...     with parallel.Team(communicator) as team:
+    ...         team.join(model, optimizer)
+    ...         for k, (x, y) in enumerate(team.deal(loader).epoch(0)):
+    ...             optimizer.zero_grad()
+    ...             parts = team.parts(loader.size(k), 1)           # one, but for a minibatch of fewer examples than ranks
+    ...             for part in parts:
+    ...                 with part:
+    ...                     loss = F.softmax_cross_entropy(model(x), y)
+    ...                     team.listen()
+    ...                     loss.backward(part.weight)
+    ...             team.update(parallel.Facts(), [part.notes for part in parts])
+    ...         return float(model(train[:100][0]).data.sum())
+    >>> len(set(parallel.local.run(learn, 2)))                      # both have the same weights
+    1
     """
 
     def __init__(self, communicator: Communicator, exchange: str = "allreduce", *, overlap: str = "none", compress: str = "none",
@@ -120,6 +142,18 @@ class Team(Alone):
         self.load_state(self.same(run.owed)[0])
         return True
 
+    def join(self, model: Module, optimizer: Optimizer) -> None:
+        """For a loop of one's own: begin with rank 0's weights and the optimizer's memory. `fit` uses `begin`."""
+        self.bind(model, optimizer)
+        state = optimizer.state_dict()
+        arrays = {f"model.{name}": x for name, x in model.state_dict().items()}
+        arrays |= {f"optimizer.{name}": x for name, x in state.items() if backend.is_array(x)}
+        arrays, rest = self.same(arrays, {name: x for name, x in state.items() if not backend.is_array(x)})
+        if self.rank:
+            model.load_state_dict({name.removeprefix("model."): x for name, x in arrays.items() if name.startswith("model.")})
+            optimizer.load_state_dict({name.removeprefix("optimizer."): x for name, x in arrays.items()
+                                       if name.startswith("optimizer.")} | rest)
+
     def bind(self, model: Module, optimizer: Optimizer) -> None:
         """From now on it is about these, which every rank has built alike."""
         self.unbind()
@@ -150,17 +184,22 @@ class Team(Alone):
         self._begin()
 
     def _compare(self) -> None:
-        """ExchangeError unless all ranks have the same parameters."""
-        mine = "\n".join(f"{path} {shape} {self.layout.dtypes[path]}" for path, shape in self.layout.shapes.items())
+        """ExchangeError unless all ranks have the same parameters and options."""
+        options = re.sub(r" at 0x\w+", "", repr(self.optimizer))                    # where a function lies says nothing
+        mine = "\n".join([f"{type(self).__name__}({self.strategy}, overlap={self.overlap}, compress={self.compress}, chunk={self.chunk}, "
+                          f"master_computes={self.master_computes}, sync_batch_norm={self.sync_batch_norm})", options,
+                          *(f"{path} {shape} {self.layout.dtypes[path]}" for path, shape in self.layout.shapes.items())])
         others = [text.decode() for text in self.talk.gather_bytes(mine.encode())]
         for rank, text in enumerate(others):
             if text != others[0]:
                 here, there = set(text.split("\n")), set(others[0].split("\n"))
-                raise ExchangeError(f"Team: rank {rank} has built another model than rank 0", rank_0=", ".join(sorted(there - here)[:4]),
-                                    **{f"rank_{rank}": ", ".join(sorted(here - there)[:4])},
+                raise ExchangeError(f"Team: rank {rank} trains another model than rank 0, or otherwise",
+                                    rank_0=", ".join(sorted(there - here)[:4]), **{f"rank_{rank}": ", ".join(sorted(here - there)[:4])},
                                     hint="Every rank must run the same program with the same options.")
 
     def leave(self) -> None:
+        if self.bound:
+            self.settle()                                   # what went wrong with the last step is told
         self.unbind()
 
     def unbind(self) -> None:
@@ -173,8 +212,8 @@ class Team(Alone):
 
     def abandon(self) -> None:
         if self.bound:
-            self._let_go()
             self.engine.drop()
+            self._let_go()
 
     def _let_go(self) -> None:
         """Nothing waits for the model's gradients any more, and nobody for its weights."""
@@ -195,6 +234,7 @@ class Team(Alone):
         return broadcast_state(self.talk, arrays, rest)
 
     def state(self) -> dict[str, Array]:
+        self.settle()                                       # the engine's thread may still be packing
         found: dict[str, Array] = {}
         if not self.exchange.codec.lossy:
             return found
@@ -216,6 +256,13 @@ class Team(Alone):
                     continue
                 if len(owed) == self.ranks:
                     memory.residual = owed[self.rank]
+                elif kind == "down":                        # of sums, each rank goes on with what it will send itself
+                    total, memory.residual = np.add.reduce(owed, axis=0), np.zeros(memory.size, dtype)
+                    for chunk in self.layout.chunks:
+                        if chunk.dtype == dtype:
+                            part = self.exchange.sends(chunk)
+                            here = slice(chunk.start + part.start, chunk.start + part.stop)
+                            memory.residual[here] = total[here]
                 elif self.rank == 0:                        # of other ranks: what they owed together is owed by the first
                     memory.residual = np.add.reduce(owed, axis=0)
 
@@ -388,10 +435,10 @@ class Team(Alone):
         p, total = self.learned[path], self.gradients[path]
         if not present:
             p.grad = None
-        elif p.grad is not None and (p.device != "cpu" or not p.grad.data.flags.c_contiguous):
+        elif p.grad is not None:
             p.grad.data[...] = backend.asarray(total, p.device)
         else:
-            p._grad = make(backend.asarray(total, p.device))
+            p._grad = make(backend.asarray(total.copy(), p.device))
 
     # The way of new weights, where not every rank updates
 

@@ -253,7 +253,7 @@ def test_a_rank_that_dies_is_an_error_for_who_waits(communicator):
     if communicator.rank == 1:
         communicator.die()
     x = np.zeros(1)
-    engine.submit(1, iter([[engine.communicator.irecv(x, 1)]]))
+    engine.submit(1, iter([[engine.communicator.irecv(x, 1, 1)]]))
     with pytest.raises(RankLost):
         engine.wait()
     engine.drop()
@@ -266,10 +266,10 @@ def swap(communicator, number, out, delay=0.0):
     def job():
         mine = np.array([communicator.rank * 1000 + number], np.int64)
         rooms = {rank: np.zeros(1, np.int64) for rank in range(communicator.size) if rank != communicator.rank}
-        yield [communicator.isend(mine, rank, number) for rank in rooms]
+        yield [communicator.isend(mine, rank, number + 1) for rank in rooms]
         if delay:
             time.sleep(delay)
-        yield [communicator.irecv(room, rank, number) for rank, room in rooms.items()]
+        yield [communicator.irecv(room, rank, number + 1) for rank, room in rooms.items()]
         out[number] = {rank: int(room[0]) for rank, room in rooms.items()}
     return job()
 
