@@ -24,7 +24,10 @@ NUMBERS = ("epoch", "minibatch", "step", "loss", "right", "seen", "seconds", "ph
 
 @dataclass
 class Run:
-    """Where a run stands. Set `stop` and the loop ends after the minibatch that it is at; of many ranks, any may."""
+    """Where a run stands. Set `stop` and the loop ends after the minibatch that it is at.
+
+    Of many ranks any may; what a callback sets after a step is heard with the next minibatch, after which all end.
+    """
 
     model: Module
     optimizer: Optimizer
