@@ -159,10 +159,10 @@ def alone(case, parts):
     return left(*case.train(accumulate=parts))
 
 
-def together(communicator, case, exchange="allreduce", accumulate=1, callbacks=(), **options):
+def together(communicator, case, exchange="allreduce", accumulate=1, callbacks=(), resume=None, **options):
     """What a rank leaves; optimizer's memory only where the strategy has every rank keep it, or on rank 0."""
     team = Team(communicator, exchange, **options)
-    model, optimizer, history = case.train(team, callbacks, accumulate=accumulate)
+    model, optimizer, history = case.train(team, callbacks, accumulate=accumulate, resume=resume)
     return left(model, optimizer, history, memory=communicator.rank == 0 or exchange != "master-worker")
 
 
