@@ -6,8 +6,9 @@
     compression.py      what is left out of a chunk is sent later;  codecs.py: the formats
     engine.py           many chunks at a time, beside the computation;  staging.py: from and to a device
     alone.py            what any team answers to the training loop;  team.py: a step: gradients leave, weights come
-    arrivals.py         weights on their way;  state.py: all that a newcomer needs;  batch_norm.py: over all ranks
-    elastic.py          when a process dies
+    arrivals.py         weights on their way;  ahead.py: new ones while the backward pass needs the old
+    state.py            all that a newcomer needs;  batch_norm.py: batch normalization over all ranks
+    elastic.py          when a process dies;  members.py: who takes whose place
     ending.py, quiet.py how many processes end together, and speak with one voice
     launch_*.py         how they are started and ended;  selftest.py: what is between them
 """
@@ -15,10 +16,12 @@
 from minidl.parallel import allreduce, local, master_worker, mpi  # noqa: F401   the strategies make themselves known
 from minidl.parallel.alone import Alone, Facts
 from minidl.parallel.communicator import Communicator, Request
+from minidl.parallel.elastic import Elastic
+from minidl.parallel.ending import end_together
 from minidl.parallel.exchange import Exchange, create, names, register
 from minidl.parallel.layout import Chunk, Layout
 from minidl.parallel.staging import EmulatedDevice, Staging
 from minidl.parallel.team import Team
 
-__all__ = ["Alone", "Chunk", "Communicator", "EmulatedDevice", "Exchange", "Facts", "Layout", "Request", "Staging", "Team", "create",
-           "local", "mpi", "names", "register"]
+__all__ = ["Alone", "Chunk", "Communicator", "Elastic", "EmulatedDevice", "Exchange", "Facts", "Layout", "Request", "Staging", "Team",
+           "create", "end_together", "local", "mpi", "names", "register"]

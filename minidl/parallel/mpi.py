@@ -4,7 +4,7 @@ Only non-blocking sends and receives of raw bytes go through MPI, polled with Te
 (Ibcast, Iallgather) do not tell a wrong size, print to the error output when a process dies, and go on writing into arrays that they
 have given up. Groups, revoke, agree and shrink are MPI's (the latter three its ULFM extension: Open MPI 5, `mpiexec --with-ft ulfm`).
 mpi4py is imported when `world` is called, not before; importing it is what starts MPI. A message larger than the room for it is told
-as long as it is below MPI's eager limit (4 KiB); above it, Open MPI 5.0.11 itself hangs or ends the process.
+as long as it is below MPI's eager limit (4 KiB on one host); above it, Open MPI 5.0.11 itself hangs or ends the process.
 """
 
 from __future__ import annotations
