@@ -30,7 +30,8 @@ KINDS: dict[Any, tuple[Any, str]] = {           # of an option: what a file may 
 }
 ELSEWHERE = {                                   # what options are called by others, where no spelling is near
     "learning_rate": "lr", "dataset": "data", "minibatch": "batch_size", "gpu": "device", "wd": "weight_decay", "output": "out",
-    "gradient_clip": "clip", "load": "weights", "test": "eval_only", "random_state": "seed", "network": "model",
+    "gradient_clip": "clip", "load": "weights", "test": "eval_only", "random_state": "seed", "network": "model", "strategy": "exchange",
+    "bucket_size": "chunk_size",
 }
 
 

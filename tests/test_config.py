@@ -9,7 +9,9 @@ from runs import status
 
 from minidl.config import ELSEWHERE, CountOrWord, gather
 from minidl.errors import ConfigError
+from minidl.launch import checked
 from minidl.record import write
+from minidl.task import EXCHANGE
 from minidl.train import main
 
 RUN = ('{"options": {"epochs": 7, "lr": 0.7, "model": "mlp", "clip": null}, "classes": [], "input_shape": [], "normalise": null, '
@@ -135,6 +137,29 @@ class TestValues:
         Path("runs/old/config.json").write_text(RUN.replace("0.7", '"much"'))
         with pytest.raises(ConfigError, match=r"runs/old/config\.json: 'lr' is 'much'"):
             options("--resume", "runs/old")
+
+
+def test_of_many_processes_may_stand_in_a_file(tmp_path):
+    """All options of the training command, with their kinds."""
+    (tmp_path / "many.toml").write_text('exchange = "master-worker"\noverlap = "none"\ncompress = "topk:0.01"\nfeedback = false\n'
+                                        'chunk-size = 64\nmaster-computes = false\nsync-batch-norm = true\nelastic = true\nspares = 1\n'
+                                        'log-dir = "logs"\n')
+    given = checked(["--config", str(tmp_path / "many.toml"), "--overlap", "backward"])
+    assert {name: getattr(given, name) for name in EXCHANGE} == {
+        "exchange": "master-worker", "overlap": "backward", "compress": "topk:0.01", "feedback": False, "chunk_size": 64,
+        "master_computes": False, "sync_batch_norm": True, "elastic": True, "spares": 1, "log_dir": Path("logs")}
+    assert given.filed == set(EXCHANGE) - {"overlap"}
+
+
+@pytest.mark.parametrize("line, says", [
+    ("compression = 'fp16'", r"'compression' is not an option \(nearest: 'compress'\)"), ("strategy = 'allreduce'", "nearest: 'exchange'"),
+    ("bucket-size = 64", "nearest: 'chunk_size'"), ("chunk-size = '64'", "'chunk-size' is '64', and must be a whole number"),
+    ("spares = true", "must be a whole number"), ("feedback = 'no'", "must be true or false"), ("elastic = 1", "must be true or false"),
+])
+def test_of_many_processes_that_are_wrong_are_told(tmp_path, line, says):
+    (tmp_path / "many.toml").write_text(line)
+    with pytest.raises(ConfigError, match=says):
+        checked(["--config", str(tmp_path / "many.toml")])
 
 
 class TestFiles:

@@ -11,6 +11,7 @@ from minidl.data import Loader
 from minidl.errors import CheckpointError
 from minidl.loop import fit
 from minidl.nn.streams import generators
+from minidl.parallel import Team, local
 from minidl.run import Run
 
 X = np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32)
@@ -84,6 +85,30 @@ def test_a_state_of_before_there_were_phases_is_taken():
     del rest["run"]["phases"]
     other.load_state(arrays, rest)
     assert (other.step, other.phases) == (run.step, {})
+
+
+class TestEnded:
+    def test_of_one_process_when_it_is_asked_to_stop(self):
+        run = fresh()
+        assert not run.ended
+        run.stop = True
+        assert run.ended
+
+    def test_of_many_when_all_know(self):
+        def rank(communicator):
+            run = fresh()
+            run.team = Team(communicator)
+            run.stop = communicator.rank == 1
+            alone = run.ended
+            run.stopped = True
+            return alone, run.ended
+
+        assert local.run(rank, 2) == [(False, True)] * 2
+
+    def test_after_the_last_epoch(self):
+        run = fresh()
+        run.epoch = run.epochs
+        assert run.finished and run.ended
 
 
 class TestErrors:

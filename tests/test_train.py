@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from runs import last_checkpoint, metrics, process, status
 
 from minidl import checkpoint, display, loop
 from minidl import train as module
+from minidl.task import EXCHANGE
 from minidl.train import app
 
 place = pytest.fixture(runs.place)
@@ -172,6 +174,14 @@ class TestRemarks:
         ended = process("train", *self.WORDS, env=runs.environment() | {"PYTHONWARNINGS": filters})
         assert ended.returncode == 0 and ended.stdout.count("KFAC: ") == 1 and "KFAC" not in ended.stderr
         assert ("UserWarning: a warning of the model's own" in ended.stderr) == (filters != "ignore")
+
+
+def test_what_is_told_is_told_as_it_is(place, capsys):
+    """Rich has pictures for :x: and the like."""
+    assert train(*SMALL, "--compress", "topk:x:") == 2
+    assert train(*SMALL, "--epochs", 0, "--out", "run:x:") == 0
+    captured = capsys.readouterr()
+    assert "--compress topk:x::" in captured.err and "results: run:x:" in captured.out
 
 
 class TestOut:
@@ -496,6 +506,59 @@ class TestSignals:
             assert signalled("SIGHUP", 7) == 0
         finally:
             signal.signal(signal.SIGHUP, before)
+
+
+class TestSignalsOfSpares:
+    """A process that only stands by ends when the others do, and is needed all the more where they are asked to stop."""
+
+    def signals(self, spare=True):
+        return module.StopOnSignal(lambda: None, lambda: spare)
+
+    def test_a_first_one_is_for_the_others_and_a_second_ends_it(self):
+        signals = self.signals()
+        signals.received(signal.SIGTERM, None)
+        assert signals.number == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt) as error:
+            signals.received(signal.SIGINT, None)
+        assert error.value.args == (signal.SIGINT,)
+
+    def test_whoever_has_heard_one_and_is_needed_stops_too(self):
+        signals, run = self.signals(), SimpleNamespace(stop=False)
+        signals.received(signal.SIGTERM, None)
+        signals.start(run)
+        assert run.stop
+        signals, run = self.signals(), SimpleNamespace(stop=False)
+        signals.start(run)
+        assert not run.stop
+
+    def test_a_process_that_is_to_train_ends_before_it_has_begun(self):
+        with pytest.raises(KeyboardInterrupt):
+            self.signals(spare=False).received(signal.SIGTERM, None)
+
+
+class TestExchangeDescribed:
+    """What the plan says of many processes."""
+
+    @pytest.mark.parametrize("processes, changes, lines", [
+        (4, {}, ["4, allreduce, overlap backward"]),
+        (4, {"exchange": "master-worker", "overlap": "none", "compress": "int8"}, ["4, master-worker, int8"]),
+        (4, {"compress": "fp16", "feedback": False, "sync_batch_norm": True},
+         ["4, allreduce, overlap backward, fp16 without feedback, batch normalization over all"]),
+        (4, {"elastic": True, "spares": 1}, ["3, and 1 to stand in, allreduce, overlap backward"]),
+        (4, {"elastic": True}, ["4 as long as one lives, allreduce, overlap backward"]),
+        (4, {"exchange": "master-worker", "master_computes": False, "overlap": "forward"},
+         ["4, master-worker whose master only adds up, overlap forward"]),
+        (4, {"overlap": "forward", "clip": 1.0},
+         ["4, allreduce, overlap backward", "not overlap forward: --clip needs all of the gradient before any weight changes"]),
+        (2, {"overlap": "forward", "optimizer": "kfac"},
+         ["2, allreduce, overlap backward", "not overlap forward: kfac needs all of the gradient before any weight changes"]),
+        (4, {"batch_size": 3}, ["4, allreduce, overlap backward", "1 of them will be idle: there are 3 examples in a minibatch"]),
+        (4, {"batch_size": 3, "exchange": "master-worker", "master_computes": False},
+         ["4, master-worker whose master only adds up, overlap backward"]),
+    ])
+    def test_who_trains_and_how(self, processes, changes, lines):
+        options = SimpleNamespace(**{**EXCHANGE, "optimizer": "sgd", "clip": None, "batch_size": 32, **changes})
+        assert [text for _, text in module.exchange_described(options, processes)] == lines
 
 
 class TestFaults:

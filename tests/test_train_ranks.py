@@ -259,8 +259,8 @@ class TestEnd:
     def test_is_that_of_all_when_one_is_asked_to_stop(self, train, name, status, who):
         ran, out = train(name, who=who)
         assert ran.status == status and "Traceback" not in ran.errors
-        assert len(re.findall(r"  Stopped after step [78], in epoch 2. All is saved; to go on:\n  mpiexec -n 2 \S+ -m minidl.train --resume ",
-                              ran.out)) == 1
+        words = r"  Stopped after step [78], in epoch 2. All is saved; to go on:\n  mpiexec -n 2 \S+ -m minidl.train --resume "
+        assert len(re.findall(words, ran.out)) == 1
         assert list(Checkpoints(out / "checkpoint").files()) in ([5, 7], [5, 8])
 
     def test_comes_before_the_beginning_if_the_ranks_differ(self, train):
