@@ -37,6 +37,11 @@ class Optimizer:
     elementwise = True          # False: `update` needs whole arrays, with their shape
     separable = True            # False: a step needs all gradients at a time, so that no parameter can be updated before the others
 
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if "step" in vars(cls) and "separable" not in vars(cls):
+            cls.separable = False                                       # what it does besides is not known
+
     def __init__(self, model: Parameters, groups: Mapping[str, Mapping[str, Any]] | None = None, **options: Any):
         self.parameters = parameters_of(type(self).__name__, model)
         self.steps = 0                                          # how many times step() was called

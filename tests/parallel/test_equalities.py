@@ -205,6 +205,23 @@ def test_kfac_on_ranks_is_kfac_in_parts(exchange, overlap):
     assert [differences(wanted, each) for each in found] == [[]] * 3
 
 
+class Normed(optim.SGD):
+    """A step of one's own, which looks at all gradients before it changes anything."""
+
+    def step(self):
+        self.options["lr"] = 0.1 / (1 + max(float(abs(p.grad.data).max()) for p in self.parameters.values()))
+        super().step()
+
+
+@pytest.mark.parametrize("exchange, overlap", ALL)
+def test_an_optimizer_with_a_step_of_its_own_takes_that(exchange, overlap):
+    """Whatever the overlap: its weights are not updated one by one behind its back."""
+    case = Case(epochs=2, optimizer=lambda model: Normed(model, lr=0.1, momentum=0.9))
+    wanted = alone(case, 2)
+    found = local.run(lambda communicator: together(communicator, case, exchange, overlap=overlap, chunk=100), 2, patience=20)
+    assert [differences(wanted, each) for each in found] == [[]] * 2
+
+
 @pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_batch_norm_over_all_ranks_is_alike_on_all(exchange, ranks):
