@@ -62,8 +62,10 @@ class Ranks:
             options.spares = max(self.world.size - places, 0)
 
     def regroup(self, world: Communicator) -> None:
-        """These are the processes now."""
-        self.world = world
+        """These are the processes now. One that has become the first speaks from here on."""
+        before, self.world = self.first, world
+        if self.first and not before:
+            self.speak()
         if self.ending is not None:
             self.ending.communicator = world
 
