@@ -11,6 +11,7 @@ import pytest
 from ranks import on_ranks
 from trained import Case, Odd, Words, alone, array, differences, images, mlp, rng, together
 
+import strict  # noqa: F401   makes the strict device known
 from minidl import functions as F
 from minidl import models, nn, optim
 from minidl.errors import ArgumentError
@@ -203,6 +204,18 @@ def test_kfac_on_ranks_is_kfac_in_parts(exchange, overlap):
     wanted = alone(case, 3)
     found = local.run(lambda communicator: together(communicator, case, exchange, overlap=overlap, chunk=100), 3, patience=20)
     assert [differences(wanted, each) for each in found] == [[]] * 3
+
+
+@pytest.mark.parametrize("compress", ["none", "int8"])
+@pytest.mark.parametrize("exchange, overlap", ALL)
+def test_models_on_a_device(exchange, overlap, compress):
+    """As strict as a GPU about what lies where. Compressed, ranks are equal among each other."""
+    case = Case(lambda: images().to("strict"), width=16, examples=43, epochs=1)
+    found = local.run(lambda communicator: together(communicator, case, exchange, overlap=overlap, chunk=300, compress=compress), 2)
+    weights = [{name: x for name, x in each.items() if not name.startswith("optimizer")} for each in found]
+    assert weights[0] == weights[1]
+    if compress == "none":
+        assert differences(alone(case, 2), found[0]) == []
 
 
 class Normed(optim.SGD):

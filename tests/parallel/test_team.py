@@ -8,11 +8,11 @@ import pytest
 from ranks import on_ranks
 from trained import Case, Odd, alone, differences, images, left, mlp, numbers, rng, together
 
+from minidl import data, nn, optim
 from minidl import functions as F
-from minidl import nn, optim
 from minidl.data import Loader
 from minidl.errors import ArgumentError, CheckpointError, ExchangeError, GraphError, NumericsError
-from minidl.loop import Callback, Objective, evaluate, fit
+from minidl.loop import Callback, Objective, evaluate, fit, reconstruction
 from minidl.nn import Parameter
 from minidl.parallel import Alone, EmulatedDevice, Facts, Team, local
 from minidl.watchers import arriving
@@ -214,6 +214,33 @@ def test_metrics_are_everyones():
                 [other[name] for name in ("epoch", "train_loss", "train_accuracy", "test_accuracy")]
             assert abs(one["test_loss"] - other["test_loss"]) < 1e-6 and other["test_loss"] == first["test_loss"]
             assert other["exchange_seconds"] >= 0 and "exchange_seconds" not in one
+
+
+@pytest.mark.parametrize("overlap", OVERLAPS)
+def test_fewer_examples_than_ranks(overlap):
+    """Some ranks never see any, and yet have what the others have."""
+    case = Case(examples=2, batch=5, epochs=3)
+    found = local.run(lambda communicator: together(communicator, case, "master-worker", overlap=overlap, chunk=100), 4, patience=20)
+    assert [differences(alone(case, 4), each) for each in found] == [[]] * 4
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_augmentation_prefetching_and_targets_that_are_no_classes(drop_last):
+    """What is drawn for an example does not depend on the rank that has it; without right answers there is no accuracy."""
+    x = rng(3).random((43, 1, 4, 4)).astype(np.float32)
+
+    def run(team, parts):
+        g = rng()
+        model = nn.Sequential(nn.Flatten(), nn.Affine(16, 5, activation="tanh", generator=g), nn.Affine(5, 16, generator=g))
+        loader = Loader((x, np.zeros(43, int)), batch_size=10, seed=1, drop_last=drop_last,
+                        transform=data.Compose(data.HorizontalFlip(), data.RandomCrop(padding=1)))
+        history = fit(model, loader, (x, np.zeros(43, int)), optim.SGD(model, lr=0.1), 2, objective=reconstruction(), accumulate=parts,
+                      team=team)
+        assert history[-1]["train_accuracy"] is None and history[-1]["test_accuracy"] is None
+        return {name: weights.tobytes() for name, weights in model.state_dict().items()}, [each["train_loss"] for each in history]
+
+    wanted = run(None, 3)
+    assert local.run(lambda communicator: run(Team(communicator, overlap="forward", chunk=100), 1), 3, patience=20) == [wanted] * 3
 
 
 # Going on

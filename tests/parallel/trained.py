@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minidl import Tensor, nn, optim
+from minidl import Tensor, backend, nn, optim
 from minidl import functions as F
 from minidl.data import Loader
 from minidl.loop import Objective, classification, fit
@@ -150,7 +150,7 @@ def left(model, optimizer, history, memory=True):
 def bits(x):
     if isinstance(x, dict):
         return json.dumps(x, sort_keys=True).encode()
-    x = np.asarray(x)
+    x = backend.to_numpy(x) if backend.is_array(x) else np.asarray(x)
     return f"{x.dtype} {x.shape} ".encode() + x.tobytes()
 
 
