@@ -172,6 +172,7 @@ class Optimizer:
 
         Options are not in it: they belong to whoever makes the optimizer.
         """
+        self._settle()
         return {path: value if isinstance(value, int) else snapshot(value) for path, value in self._targets(self.state).items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -179,6 +180,7 @@ class Optimizer:
 
         CheckpointError names everything that does not fit, and then nothing was changed.
         """
+        self._settle()
         own = dict(self.state)
         for path, p in self.parameters.items():     # one that is frozen now may have had a memory then
             fresh = self.start(p.data, **self._options(path)) if path not in own else {}
@@ -190,6 +192,11 @@ class Optimizer:
         self.steps = values["steps"]
         self.updates = {path: values[f"{path}.updates"] for path in self.updates}
         self.state = {path: {name: values[f"{path}.{name}"] for name in arrays} for path, arrays in own.items()}
+
+    def _settle(self) -> None:
+        """Wait for updates that another thread is making: where a weight has its new value, so has its memory."""
+        for p in self.parameters.values():
+            p.data      # noqa: B018   which waits
 
     def _targets(self, state: Mapping[str, State]) -> dict[str, Any]:
         targets: dict[str, Any] = {"steps": self.steps}

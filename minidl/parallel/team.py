@@ -198,8 +198,11 @@ class Team(Alone):
                                     hint="Every rank must run the same program with the same options.")
 
     def leave(self) -> None:
-        if self.bound:
+        try:
             self.settle()                                   # what went wrong with the last step is told
+        except BaseException:
+            self.abandon()
+            raise
         self.unbind()
 
     def unbind(self) -> None:
