@@ -152,7 +152,8 @@ def closing_table(history: Sequence[dict[str, Any]]) -> list[tuple[tuple[str, st
     if last["test_loss"] is not None:
         tested = [metrics for metrics in history if metrics["test_accuracy"] is not None]
         best = max(tested, key=lambda metrics: metrics["test_accuracy"], default=last)
-        note = "" if best is last else f"(best: {percent(best['test_accuracy'])} in epoch {best['epoch']})"
+        better = best["test_accuracy"] != last["test_accuracy"]
+        note = f"(best: {percent(best['test_accuracy'])} in epoch {best['epoch']})" if better else ""
         rows.append((("test", number(last["test_loss"]), percent(last["test_accuracy"]), note), ""))
     return rows
 

@@ -148,6 +148,8 @@ def run(options: SimpleNamespace, task: Task, config: dict[str, Any] | None, ran
 
 def typed(ranks: Ranks) -> str:
     """The command as it was typed, but for what a launcher was told besides the number of processes."""
+    if ending.launched():
+        return shlex.join(["python", "-m", "minidl.launch", "-n", str(mpi.world().size), "--", *sys.argv[1:]])
     launcher = [] if ranks.world is None else ["mpiexec", "-n", str(ranks.world.size)]
     return shlex.join([*launcher, "python", "-m", "minidl.train", *sys.argv[1:]])
 

@@ -6,6 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
+from minidl import display as module
 from minidl import nn, optim
 from minidl.data import Loader
 from minidl.display import Display, closing_table, duration, errors_told, number, percent
@@ -122,6 +123,24 @@ def test_a_remark_is_wrapped_and_leaves_the_bar_below_it(width):
     assert [line[:2] for line in said[:2]] == ["  "] * 2 and "[b]temperature" in "".join(said)
 
 
+def test_a_display_that_takes_over_shows_the_bar_and_no_head(monkeypatch):
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    monkeypatch.setattr(module, "make_console", lambda: console)
+    model = nn.Affine(1, 2, generator=0)
+    run = Run(model, optim.SGD(model, 0.1), Loader(([[0.0]] * 4, [0] * 4), batch_size=2), 3, history=[metrics(1)])
+    display = Display(PLAN, Console(file=io.StringIO()))
+    display.begin(run)
+    run.step, run.epoch = 3, 1
+    display.take_over(run)
+    run.step, run.history = 6, [metrics(1), metrics(2)]
+    display.epoch(run, run.history[-1])
+    display.summary(run)
+    text = "\n".join(lines(console.file.getvalue()))
+    assert "epoch 2/3" in text and "digits" not in text and "accuracy   images" not in text
+    assert re.search(r"^ +2 +2\.3457", text, re.MULTILINE) and not re.search(r"^ +1 +2\.3457", text, re.MULTILINE)
+    assert "6 updates in" in text
+
+
 class TestClosingTable:
     def cells(self, *history):
         return [" ".join(cells).strip() for cells, _ in closing_table(history)]
@@ -131,6 +150,9 @@ class TestClosingTable:
 
     def test_names_the_best_where_it_was_another(self):
         assert self.cells(metrics(1, 0.9), metrics(2, 0.75))[-1] == "test 1.5000 75.00 % (best: 90.00 % in epoch 1)"
+
+    def test_says_nothing_of_another_that_was_as_good(self):
+        assert self.cells(metrics(1, 0.75), metrics(2, 0.75))[-1] == "test 1.5000 75.00 %"
 
     def test_without_a_test_has_no_line_for_it(self):
         assert self.cells(metrics(1, None, test_loss=None)) == ["loss accuracy", "training 2.3457 12.34 %"]
@@ -164,7 +186,15 @@ class TestErrors:
 
     def test_too_little_memory_says_what_to_do(self, capsys):
         status, text = self.told(capsys, MemoryError("Unable to allocate 1 TiB"))
-        assert status == 1 and text.startswith("Out of memory: Unable to allocate 1 TiB\n  Use a smaller --batch-size")
+        assert status == 1 and text.startswith("Error: Out of memory: Unable to allocate 1 TiB\n  Use a smaller --batch-size")
+
+    def test_too_little_memory_keeps_its_notes(self, capsys):
+        error = MemoryError("Unable to allocate 1 TiB")
+        error.add_note("The last one:\nis here")
+        assert self.told(capsys, error)[1].endswith("--accumulate 4.\n  The last one:\n  is here\n")
+
+    def test_words_are_told_as_they_are(self, capsys):
+        assert self.told(capsys, DataError(":x: is [b]broken[/b]"))[1] == "Error: :x: is [b]broken[/b]\n"
 
     @pytest.mark.parametrize("error, status", [(KeyboardInterrupt(), 130), (KeyboardInterrupt(15), 143)])
     def test_a_signal_has_its_status(self, capsys, error, status):
