@@ -156,7 +156,7 @@ def rehearse(run: Run, objective: Objective) -> None:
 
 def learn(run: Run, x: Array, y: Array, objective: Objective, accumulate: int, clip: float | None, streams: Streams) -> Facts:
     """Learn from a minibatch, of which (x, y) are the examples of this process. Gives what the whole of it came to."""
-    facts, notes = Facts(stop=run.stop), []
+    facts, notes = Facts(), []
     run.optimizer.zero_grad()
     parts = run.team.parts(run.loader.size(run.minibatch), accumulate)
     for part in parts:
@@ -176,6 +176,7 @@ def learn(run: Run, x: Array, y: Array, objective: Objective, accumulate: int, c
             facts.right += int(objective.right(outputs.data, y[here]))
         facts.seen += part.count
         notes.append(part.notes)
+    facts.stop = run.stop
     return run.team.update(facts, notes, clip)                                  # Step 7: update W, a step down the gradient.
 
 
