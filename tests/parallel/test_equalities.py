@@ -256,9 +256,8 @@ def test_the_test_can_fail():
 # By processes
 
 REPRESENTATIVE = [("odd", "allreduce", "forward", 100), ("batch norm, dropout", "master-worker", "forward", 1000),
-                  ("batch norm, dropout", "allreduce", "backward", 1 << 20), ("adamw, clip", "master-worker", "backward", 100),
-                  ("heads", "allreduce", "forward", 40), ("fewer than ranks", "master-worker", "none", 100),
-                  ("one left over", "allreduce", "none", 100), ("tied, layer norm", "master-worker", "forward", 64)]
+                  ("adamw, clip", "allreduce", "backward", 1 << 20), ("heads", "master-worker", "backward", 40),
+                  ("one left over", "allreduce", "none", 100)]
 
 
 @on_ranks(2, 3, 4, kinds=("mpi",))

@@ -110,16 +110,17 @@ LOOKS = {
 @pytest.mark.parametrize("exchange", EXCHANGES)
 def test_whoever_looks_at_a_weight_sees_it_finished(exchange):
     """In the middle of a forward pass that does not wait, by whatever way: the same as without any overlap."""
-    def seen(overlap, how):
+    def seen(overlap, *ways):
         def rank(communicator):
-            found = []
-            look = At(*range(1, 11), do=lambda run: found.append(LOOKS[how](run, run.model[2].w)))
+            found = {how: [] for how in ways}
+            look = At(*range(1, 11), do=lambda run: [found[how].append(LOOKS[how](run, run.model[2].w)) for how in ways])
             together(communicator, STEPS, exchange, overlap=overlap, chunk=20, callbacks=[look])
             return found
         return local.run(rank, 2, patience=20)
 
+    without = seen("none", *LOOKS)
     for how in LOOKS:
-        plain, forward = seen("none", how), seen("forward", how)
+        plain, forward = [each[how] for each in without], [each[how] for each in seen("forward", how)]
         if exchange == "master-worker" and how in ("run", "optimizer"):         # which the master alone keeps
             plain, forward = plain[:1], forward[:1]
         for one, other in zip(plain, forward, strict=True):
