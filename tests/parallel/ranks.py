@@ -38,7 +38,7 @@ import pytest
 from minidl.parallel import local
 
 ROOT = Path(__file__).parents[2]
-LIMIT = 60                          # seconds for one test on processes: only a hang takes longer
+LIMIT = 120                          # seconds for one test on processes: only a hang takes longer
 TOKEN = "MINIDL_TEST_RUN"           # in the environment of everything that run_mpi starts
 
 MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")

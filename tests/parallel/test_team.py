@@ -41,8 +41,9 @@ class At(Callback):
 @pytest.fixture(autouse=True)
 def nothing_is_left():
     """No thread of an exchange outlives a run, whatever its end, and nobody waits for a weight."""
+    before = set(threading.enumerate())
     yield
-    names = [thread.name for thread in threading.enumerate() if thread.name == "minidl-exchange"]
+    names = [thread.name for thread in threading.enumerate() if thread.name == "minidl-exchange" and thread not in before]
     waiting = len(arriving)
     arriving.clear()                                    # or every test that follows would fail too
     assert names == [] and not waiting
