@@ -17,7 +17,6 @@ import numpy as np
 from minidl.backend import to_numpy
 from minidl.tensor import Tensor
 
-
 HEADS = {"right": "✔ Right.", "wrong": "✘ Not yet.", "open": "○ Yours to do."}
 
 
