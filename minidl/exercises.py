@@ -41,7 +41,7 @@ def check(answer: Any, expected: Any, *, on: Sequence[Any] | None = None, hint: 
     >>> check(3 * 3 * 4, 36)
     ✔ Right.
     >>> check(9, 36, hint="There are four places.")
-    ✘ Not yet. The answer 9 is too small. There are four places.
+    ✘ Not yet. The answer is 9, which is too small. There are four places.
     >>> check(..., 36)
     ○ Yours to do.
     """
@@ -111,7 +111,7 @@ def _difference(answer: Any, expected: Any, what: str, close: float) -> str:
         parts = (_difference(a, e, f"{what}'s number {k + 1}", close) for k, (a, e) in enumerate(zip(answer, expected)))
         return next(filter(None, parts), "")
     if isinstance(expected, str | bool):
-        return "" if answer == expected else f"{what} {answer!r} is not it"
+        return "" if answer == expected else f"{what} is {answer!r}, and that is not it"
     return _numbers(answer, expected, what, close)
 
 
@@ -127,7 +127,7 @@ def _numbers(answer: Any, expected: Any, what: str, close: float) -> str:
     if np.isfinite(found).all() and (away <= allowed).all():
         return ""
     if not right.shape:
-        return f"{what} {found:g} is too {'small' if found < right else 'large'}" if np.isfinite(found) else f"{what} is {found}"
+        return f"{what} is {found:g}" + (f", which is too {'small' if found < right else 'large'}" if np.isfinite(found) else "")
     place = np.unravel_index(np.argmax(np.where(np.isfinite(found), away, np.inf)), right.shape)
     count = int((~(away <= allowed)).sum())
     number = f"{count} of its {right.size} numbers are" if count > 1 else "one number is"

@@ -82,7 +82,8 @@ def canvas(width: float = 7.0, height: float = 3.2, rows: int = 1, columns: int 
     options: of Matplotlib's `Figure.subplots`. MissingExtra where Matplotlib is not installed.
     """
     try:
-        from matplotlib import cycler, rc_context
+        from cycler import cycler
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtra("pictures: Matplotlib is not installed", hint="Install it: pip install 'minidl[viz]'") from None
