@@ -128,6 +128,12 @@ print(*{name.partition('.')[0] for name in set(sys.modules) - before} - set(sys.
 """)
         assert set(brought) == {"minidl"}
 
+    def test_leads_to_the_modules_that_are_imported_later(self):
+        assert in_a_fresh_process("""
+import minidl
+print(minidl.loop.fit.__name__, minidl.pictures.Picture.__name__, hasattr(minidl, 'nothing'))
+""") == ["fit", "Picture", "False"]
+
     def test_takes_no_time_beside_numpy(self):
         """The promise is 0.2 s with NumPy; a busy machine gets five times that without it."""
         seconds, = in_a_fresh_process("""
