@@ -1,4 +1,4 @@
-"""What was measured, as a section of the README."""
+"""What was measured, as a section of a page of docs."""
 
 from __future__ import annotations
 
