@@ -40,13 +40,13 @@ def landscape(function: Callable[[np.ndarray, np.ndarray], Any], paths: Mapping[
     across, along = np.meshgrid(np.linspace(*x, GRAIN), np.linspace(*y, GRAIN))
     heights = heights_of(function, across, along)
     groups = [ways] if together or not ways else [{name: way} for name, way in ways.items()]
-    count, colours = len(groups), dict(zip(ways, (SERIES[i % len(SERIES)] for i in range(len(ways)))))
+    count, looks = len(groups), {name: (SERIES[i % len(SERIES)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(ways)}
     with canvas(6.2 if count == 1 else 3.1 * count, 3.4, 1, count, squeeze=False, sharey=True) as (figure, panels):
         for group, axes in zip(groups, panels[0]):
             draw_map(axes, across, along, heights)
-            for i, (name, way) in enumerate(group.items()):
+            for name, way in group.items():
                 away = f"off the map at step {lost[name]}" if name in lost else ""
-                draw_path(axes, f"{name}, {away}" if away else name, way[:lost.get(name, len(way)) + 1], colours[name], MARKERS[i % len(MARKERS)])
+                draw_path(axes, f"{name}, {away}" if away else name, way[:lost.get(name, len(way)) + 1], *looks[name])
             if count > 1 and away:
                 axes.text(0.97, 0.04, away, transform=axes.transAxes, ha="right", fontsize=9, zorder=5,
                           bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 2})
