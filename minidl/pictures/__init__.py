@@ -4,6 +4,12 @@ Each function gives a Picture: shown by a notebook that ends a cell with it, wri
 imported when something is drawn.
 """
 
+from minidl.pictures.convolution import patches, pooling, window
+from minidl.pictures.curves import curves, learning_curves
+from minidl.pictures.feature_maps import feature_maps
+from minidl.pictures.images import confusion, filters, images, mistakes
+from minidl.pictures.landscapes import landscape
 from minidl.pictures.picture import Picture, canvas
 
-__all__ = ["Picture", "canvas"]
+__all__ = ["Picture", "canvas", "confusion", "curves", "feature_maps", "filters", "images", "landscape", "learning_curves", "mistakes",
+           "patches", "pooling", "window"]
