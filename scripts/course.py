@@ -136,6 +136,10 @@ def write(notebook: Any, file: Path) -> None:
 def run(notebook: Any, seconds: int = 120) -> Any:
     """The notebook with what its cells have shown. nbclient's CellExecutionError for an error that was not meant."""
     NotebookClient(notebook, timeout=seconds, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                output.traceback = output.traceback[-1:]        # the error itself; the lines of code before it hold paths of this machine
     return notebook
 
 

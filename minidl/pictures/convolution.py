@@ -172,8 +172,9 @@ def pooling(images: Any, kernel: int | Pair = 2, stride: int | Pair | None = Non
                 color = fills[i, j] = SERIES[k % len(SERIES)]
                 row, column = i * sliding.stride[0], j * sliding.stride[1]
                 rectangle(axes, left + column, 1.2 + row, kernel[1], kernel[0], facecolor=color, alpha=0.16)
-                at = divmod(int(place[n, i, j]), kernel[1])
-                rectangle(axes, left + column + at[1], 1.2 + row + at[0], 1, 1, facecolor=color, alpha=0.45)
+                if np.ptp(x[n, row:row + kernel[0], column:column + kernel[1]]):        # else none is larger than the others
+                    at = divmod(int(place[n, i, j]), kernel[1])
+                    rectangle(axes, left + column + at[1], 1.2 + row + at[0], 1, 1, facecolor=color, alpha=0.45)
                 frame(axes, left + column + 0.04, 1.24 + row, kernel[1] - 0.08, kernel[0] - 0.08, color)
             axes.text(left + width + 0.65, 1.2 + height / 2, "→", ha="center", va="center", size=axes.letters * 1.5)
             cells(axes, y[n], left + width + 1.3, 1.2 + (height - y.shape[1]) / 2, fills=fills)

@@ -10,7 +10,7 @@ import numpy as np
 from minidl.errors import ShapeError
 from minidl.pictures.convolution import TIMES
 from minidl.pictures.images import array
-from minidl.pictures.picture import BLUE, GREY, INK, MUTED, PAPER, Picture, canvas
+from minidl.pictures.picture import BLUE, GREY, INK, MUTED, Picture, canvas
 
 SIDE, NAMES, WIDTH, GAP = 0.5, 1.85, 10.35, 0.16      # inches: of a map, of the column of names, of the picture, between rows
 
@@ -18,7 +18,7 @@ SIDE, NAMES, WIDTH, GAP = 0.5, 1.85, 10.35, 0.16      # inches: of a map, of the
 def feature_maps(outputs: Mapping[str, Any], classes: Sequence[str] = (), most: int = 16) -> Picture:
     """The outputs of layers for one image, a row for each: maps as images, vectors as strips, and scores of classes as bars.
 
-    outputs: by name, (C, H, W), (D,), or those with a batch axis of 1. White is 0 or less, and dark the largest number of the row.
+    outputs: by name, (C, H, W), (D,), or those with a batch axis of 1. Black is 0 or less, and white the largest number of the row.
     classes: names; a last row of as many numbers becomes bars. most: how many maps of a row are shown. ShapeError for other shapes.
 
     >>> print(feature_maps({"image": np.zeros((1, 8, 8)), "after conv": np.ones((20, 6, 6)), "flat": np.ones(720)}))
@@ -44,7 +44,7 @@ def feature_maps(outputs: Mapping[str, Any], classes: Sequence[str] = (), most: 
             if name == bars:
                 _bars(axes, y, classes)
             elif y.ndim == 3:
-                _images(axes, y[:most], max(SIDE, (WIDTH - NAMES) / most - 0.03), float(y.max()))
+                _images(axes, y[:most], (WIDTH - NAMES - 0.02) / most - 0.03, float(y.max()))
             else:
                 _images(axes, y[None, None], WIDTH - NAMES - 0.05, float(y.max()))
             top += height + GAP
@@ -73,15 +73,13 @@ def _shape(y: np.ndarray, most: int) -> str:
 
 def _images(axes: Any, ys: np.ndarray, width: float, peak: float) -> None:
     """Images side by side, each so many inches wide, and lines around them."""
-    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
 
-    colors = LinearSegmentedColormap.from_list("ink", [PAPER, INK])
     corners = []
     for k, y in enumerate(ys):
         left, right = k * (width + 0.03), k * (width + 0.03) + width
-        axes.imshow(y, cmap=colors, vmin=0, vmax=max(peak, 1e-30), extent=(left, right, 0, 1), aspect="auto")
+        axes.imshow(y, cmap="gray", vmin=0, vmax=max(peak, 1e-30), extent=(left, right, 0, 1), aspect="auto")
         corners += [(left, 0), (left, 1), (right, 1), (right, 0), (left, 0)]
     codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY] * len(ys)
     axes.add_patch(PathPatch(Path(corners, codes), facecolor="none", edgecolor=GREY, linewidth=0.6, clip_on=False))

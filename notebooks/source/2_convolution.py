@@ -1,0 +1,564 @@
+# %% [markdown] title
+# # 2. Convolution by hand
+#
+# A convolution slides a small window over an image and gives one number for each place. You do it on squared paper first, then in
+# a loop, then with minidl, and at the end you follow an image through a trained network, layer by layer.
+#
+# **After this you can**
+# - compute a convolution with bias, channels, stride and padding by hand, and say what shape the result has;
+# - count its multiplications and its parameters;
+# - say what pooling keeps and what it throws away, and measure how much a small shift of the image changes;
+# - read the error that minidl raises when shapes do not fit, and mend the call;
+# - follow one image through a convolutional network to the probabilities of its classes.
+#
+# You need Python and a little NumPy. It takes about 45 minutes.
+#
+# Before you run a cell that shows a result you will often be asked for a prediction. Write it down, in the place of `None`. A wrong
+# prediction teaches more than none.
+
+# %% imports
+import numpy as np
+
+import minidl
+from minidl import data, models, nn, optim, pictures
+from minidl import functions as F
+from minidl.exercises import check
+from minidl.loop import fit
+
+# %% [markdown] one-window
+# ## One window, one image
+#
+# Here are an image of 4 x 4 numbers and a *filter* of 3 x 3. Lay the filter on the upper left corner of the image. Multiply each
+# number by the one that lies on it, and add up: that is the first number of the result. Then move the filter one step to the right,
+# and do it again. When there is no more room, begin the next row.
+
+# %% image-and-filter
+x = np.array([[1, 1, 2, 0],
+              [0, 2, 1, 3],
+              [2, 0, 1, 2],
+              [3, 2, 0, 1]], np.float32)
+w = np.array([[2, 0, 1],
+              [0, 2, 1],
+              [1, 0, 1]], np.float32)
+
+# %% [markdown] predict-first
+# **Predict.** Which number comes of the upper left corner? Do it on paper. And how many multiplications are needed for the whole
+# result?
+
+# %% prediction-first
+first_number = None
+multiplications_in_all = None
+
+# %% window-picture
+print(f"you said {first_number}, and {multiplications_in_all} multiplications in all; below, four places with {w.size} each: {4 * w.size}")
+pictures.window(x, w)
+
+# %% [markdown] seen-window
+# Each place of the window has a colour, and so has the number that comes of it. The image has 4 rows, and a window of 3 rows fits on
+# it at 2 heights; the same holds for the columns. So the result is 2 x 2. Neighbouring windows overlap: most numbers of the image
+# are used more than once, and all places use the same nine weights.
+
+# %% [markdown] as-a-loop
+# ## The same in a loop
+#
+# Two loops go over the places. What happens at a place is one line.
+
+# %% loop
+def convolve(x, w):
+    kh, kw = w.shape
+    y = np.zeros((x.shape[0] - kh + 1, x.shape[1] - kw + 1))
+    for i in range(y.shape[0]):
+        for j in range(y.shape[1]):
+            y[i, j] = (x[i:i + kh, j:j + kw] * w).sum()
+    return y
+
+convolve(x, w)
+
+# %% [markdown] in-minidl
+# In minidl the same is `functions.conv2d`. It takes whole batches of images with channels, so it wants four axes. What does it say to
+# an image with two?
+
+# %% fails two-axes
+F.conv2d(x, w)
+
+# %% [markdown] four-axes
+# **Why does this fail?** Images are always `(N, C, H, W)`: how many, channels, height, width. Filters are `(O, C, KH, KW)`: how many,
+# channels, height, width. One grey image is a batch of one with one channel. `x[None, None]` puts two axes of length 1 in front.
+
+# %% in-minidl-right
+y = F.conv2d(x[None, None], w[None, None])
+print(y.shape)
+y[0, 0]
+
+# %% [markdown] not-flipped
+# These are the numbers of the picture. A mathematician would first turn the filter upside down and call what we do
+# *cross-correlation*. Nobody in this field does: a filter is learned, so it may as well be learned turned.
+
+# %% [markdown] task-count
+# **Exercise.** Write a function for the number of multiplications, for an image of `height` x `width` and a filter of
+# `kernel` x `kernel`. The cell below it tries your function on several sizes, and says whether it is right.
+
+# %% exercise count
+def multiplications(height, width, kernel):
+    return ...
+
+# %% solution count
+def multiplications(height, width, kernel):
+    places = (height - kernel + 1) * (width - kernel + 1)
+    return places * kernel * kernel
+
+# %% because count
+# There are `kernel * kernel` multiplications at each place. The window's upper left corner can lie in `height - kernel + 1` rows: from
+# row 0 to row `height - kernel`, and both count.
+
+# %% wrong count lets the window stick out
+def multiplications(height, width, kernel):
+    return height * width * kernel * kernel
+
+# %% wrong count misses the last place
+def multiplications(height, width, kernel):
+    return (height - kernel) * (width - kernel) * kernel * kernel
+
+# %% wrong count counts places only
+def multiplications(height, width, kernel):
+    return (height - kernel + 1) * (width - kernel + 1)
+
+# %% check count
+def counted(height, width, kernel):
+    fits = [(i, j) for i in range(height) for j in range(width) if i + kernel <= height and j + kernel <= width]
+    return len(fits) * kernel * kernel
+
+check(multiplications, counted, on=[(4, 4, 3), (28, 28, 5), (6, 9, 1), (3, 7, 3)],
+      hint="In how many rows can the window begin, so that it does not stick out? And how many numbers lie under it?")
+
+# %% [markdown] bias
+# ## Bias
+#
+# A filter has one more number, its *bias*, which is added at every place. It shifts the whole result, and so sets how much a filter
+# must find before a ReLU lets it through.
+
+# %% bias-picture
+print(F.conv2d(x[None, None], w[None, None], np.array([3], np.float32))[0, 0])
+pictures.window(x, w, b=3, places=[(0, 0), (1, 1)])
+
+# %% [markdown] channels
+# ## Channels
+#
+# A colour image has three channels. So has the filter: a layer of its own for each channel. `image` below has three channels of
+# 4 x 4, and `filter3` has three of 3 x 3.
+#
+# **Predict.** What is the shape of the result: `(3, 2, 2)`, `(2, 2)`, or something else?
+
+# %% prediction-channels
+shape_of_result = None
+
+# %% channels-summed
+image = np.array([[[1, 2, 4, 2], [0, 1, 2, 3], [3, 0, 1, 0], [2, 4, 0, 2]],
+                  [[4, 0, 3, 1], [0, 1, 0, 3], [3, 0, 2, 0], [1, 3, 0, 1]],
+                  x], np.float32)
+filter3 = np.array([[[2, 0, 1], [0, 3, 0], [1, 0, 2]],
+                    [[0, 1, 3], [0, 1, 2], [1, 0, 0]],
+                    w], np.float32)
+y = F.conv2d(image[None], filter3[None])
+print(f"you said {shape_of_result}; it is {y[0, 0].shape}, as one image of one channel {y.shape}")
+y[0, 0]
+
+# %% channels-picture
+pictures.window(image, filter3)
+
+# %% [markdown] seen-channels
+# Each channel is multiplied with its own part of the filter, and then *everything under the window is added up, over the channels
+# too*. One filter gives one channel, however many it looks at. If you want more channels in the result, take more filters: `O`
+# filters give `O` channels.
+
+# %% [markdown] task-place
+# **Exercise.** Write what happens at one place of the window: several filters, several channels, and a bias for each filter.
+
+# %% exercise place
+def at_one_place(patch, w, b):
+    """patch: (C, KH, KW), what lies under the window. w: (O, C, KH, KW). b: (O,). Gives O numbers."""
+    return ...
+
+# %% solution place
+def at_one_place(patch, w, b):
+    return (patch * w).sum(axis=(1, 2, 3)) + b
+
+# %% because place
+# `patch` is broadcast over the filters, so `patch * w` has the shape of `w`. Its axes 1, 2 and 3 are channels, rows and columns, and
+# all three are summed; what is left is a number for each filter. The bias is added once, after the sum.
+
+# %% wrong place adds up the filters too
+def at_one_place(patch, w, b):
+    return (patch * w).sum() + b
+
+# %% wrong place keeps the channels apart
+def at_one_place(patch, w, b):
+    return (patch * w).sum(axis=(2, 3)) + b[:, None]
+
+# %% wrong place adds the bias to every product
+def at_one_place(patch, w, b):
+    return (patch * w + b[:, None, None, None]).sum(axis=(1, 2, 3))
+
+# %% wrong place turns the filter
+def at_one_place(patch, w, b):
+    return (patch * w[:, :, ::-1, ::-1]).sum(axis=(1, 2, 3)) + b
+
+# %% check place
+rng = np.random.default_rng(0)
+cases = [(rng.normal(size=(c, k, k)), rng.normal(size=(o, c, k, k)), rng.normal(size=o)) for o, c, k in [(2, 3, 3), (5, 1, 2), (4, 4, 1)]]
+check(at_one_place, lambda patch, w, b: F.conv2d(patch[None], w, b)[0, :, 0, 0], on=cases,
+      hint="One number for each filter: the sum over channels, rows and columns, and then its bias, once.")
+
+# %% [markdown] ask-wrong-channels
+# What happens if the channels do not fit? Here the image has three and the filter has one.
+
+# %% fails wrong-channels
+F.conv2d(image[None], w[None, None])
+
+# %% [markdown] why-wrong-channels
+# **Why does this fail?** Two of the image's channels would have nothing to be multiplied with. NumPy would silently have used the
+# same weights for all three. minidl looks at the shapes before it computes anything. It names the axes, and what you can do: give the
+# filter three channels, or select one of the image's.
+
+# %% [markdown] what-filters-find
+# ## What a filter finds
+#
+# The result is large where the image looks like the filter. So a filter is a question that is asked at every place. These two ask:
+# is it brighter below than above? Is it brighter on the right than on the left? The image is a handwritten digit.
+
+# %% edges
+train, test = data.load("digits")
+digit, label = test[5:6]
+below = np.array([[-1, -1, -1], [0, 0, 0], [1, 1, 1]], np.float32)
+edges = F.conv2d(digit, np.stack([below, below.T])[:, None], padding=1)
+pictures.images([digit[0, 0], *F.relu(edges[0]) / edges.max()], ["image", "brighter below", "brighter on the right"], size=1.9)
+
+# %% [markdown] seen-edges
+# White stands for large numbers, black for 0 and everything below. The first filter answers at the upper edges of each stroke, the
+# second at the left ones. A result of this kind is called a *feature map*. Nobody chooses such filters for a network: it learns them,
+# as you will see in notebooks 3 and 4.
+
+# %% [markdown] stride-padding
+# ## Stride and padding
+#
+# Two more numbers say how the window moves. The *stride* is the length of its step. *Padding* puts rows and columns of zeros around
+# the image, so that the window can also lie across the edge.
+#
+# **Predict.** What shape has the result for the 4 x 4 image and the 3 x 3 filter with padding 1? With padding 1 and stride 2?
+
+# %% prediction-stride
+with_padding_1 = None
+and_stride_2 = None
+
+# %% stride
+padded = F.conv2d(x[None, None], w[None, None], padding=1)
+strided = F.conv2d(x[None, None], w[None, None], padding=1, stride=2)
+print(f"padding 1: you said {with_padding_1}, it is {padded[0, 0].shape}")
+print(f"and stride 2: you said {and_stride_2}, it is {strided[0, 0].shape}")
+pictures.window(x, w, padding=1, stride=2)
+
+# %% [markdown] seen-stride
+# The dotted cells are padding. With padding 1 a 3 x 3 window has as many places as the image has cells, and the size is kept; that is
+# why 3 x 3 with padding 1 is what you meet most often. Stride 2 leaves out every second place in both directions: a quarter of the
+# numbers, and a quarter of the work.
+
+# %% [markdown] task-size
+# **Exercise.** Write the length of one side of the result. Be careful where the steps do not come out even: then the last rows are not
+# looked at.
+
+# %% exercise size
+def output_size(n, kernel, stride, padding):
+    return ...
+
+# %% solution size
+def output_size(n, kernel, stride, padding):
+    return (n + 2 * padding - kernel) // stride + 1
+
+# %% because size
+# With padding on both sides there are `n + 2 * padding` cells. The window can move `n + 2 * padding - kernel` cells from its first
+# place, which is room for that many steps divided by the stride, rounded down; and the first place counts as well.
+
+# %% wrong size pads one side only
+def output_size(n, kernel, stride, padding):
+    return (n + padding - kernel) // stride + 1
+
+# %% wrong size rounds up
+def output_size(n, kernel, stride, padding):
+    return -((n + 2 * padding - kernel) // -stride) + 1
+
+# %% wrong size counts steps and not places
+def output_size(n, kernel, stride, padding):
+    return (n + 2 * padding - kernel) // stride
+
+# %% check size
+def size_of_result(n, kernel, stride, padding):
+    return F.conv2d(np.zeros((1, 1, n, n)), np.zeros((1, 1, kernel, kernel)), stride=stride, padding=padding).shape[2]
+
+check(output_size, size_of_result, on=[(4, 3, 1, 0), (4, 3, 1, 1), (8, 3, 2, 0), (28, 5, 1, 2), (10, 4, 3, 1), (7, 7, 1, 0)],
+      hint="How far can the window move from its first place? How many whole steps is that? The first place counts too.")
+
+# %% [markdown] ask-too-large
+# And if the window has no place at all?
+
+# %% fails too-large
+F.conv2d(x[None, None], np.ones((1, 1, 7, 7), np.float32), padding=1)
+
+# %% [markdown] why-too-large
+# **Why does this fail?** With padding 1 the image is 6 x 6, and a window of 7 x 7 does not fit on it even once. This happens in deep
+# networks: each pooling halves the image, until nothing is left for the next filter. Use a smaller kernel, more padding, or larger
+# images.
+
+# %% [markdown] pooling
+# ## Pooling
+#
+# *Max pooling* also slides a window, but it keeps the largest number under it. It has no weights. Usually its stride is as long as its
+# window, so that windows do not overlap: 2 x 2 makes an image half as high and half as wide.
+
+# %% pooling-picture
+pictures.pooling(image, titles=["channel 1", "channel 2", "channel 3"])
+
+# %% pooling-minidl
+F.max_pool2d(image[None], 2)[0]
+
+# %% [markdown] seen-pooling
+# Channels are pooled one by one: three go in, three come out. If a number in a feature map says how well the filter fits there, then
+# pooling keeps how well it fits *somewhere in the window*, and forgets where.
+
+# %% [markdown] task-pool
+# **Exercise.** Write max pooling for one channel, with a loop.
+
+# %% exercise pool
+def max_pool(x, kernel):
+    """x: (H, W). The stride is the kernel; rows and columns that do not fill a window are left out."""
+    return ...
+
+# %% solution pool
+def max_pool(x, kernel):
+    y = np.zeros((x.shape[0] // kernel, x.shape[1] // kernel))
+    for i in range(y.shape[0]):
+        for j in range(y.shape[1]):
+            y[i, j] = x[i * kernel:(i + 1) * kernel, j * kernel:(j + 1) * kernel].max()
+    return y
+
+# %% because pool
+# The window at place `(i, j)` begins at row `i * kernel` and column `j * kernel`. Its largest number may well be negative: the search
+# must not begin at 0.
+
+# %% wrong pool begins at zero
+def max_pool(x, kernel):
+    y = np.zeros((x.shape[0] // kernel, x.shape[1] // kernel))
+    for i in range(y.shape[0] * kernel):
+        for j in range(y.shape[1] * kernel):
+            y[i // kernel, j // kernel] = max(y[i // kernel, j // kernel], x[i, j])
+    return y
+
+# %% wrong pool moves by one cell
+def max_pool(x, kernel):
+    y = np.zeros((x.shape[0] // kernel, x.shape[1] // kernel))
+    for i in range(y.shape[0]):
+        for j in range(y.shape[1]):
+            y[i, j] = x[i:i + kernel, j:j + kernel].max()
+    return y
+
+# %% wrong pool takes the mean
+def max_pool(x, kernel):
+    rows, columns = x.shape[0] // kernel, x.shape[1] // kernel
+    return x[:rows * kernel, :columns * kernel].reshape(rows, kernel, columns, kernel).mean(axis=(1, 3))
+
+# %% check pool
+rng = np.random.default_rng(1)
+cases = [(rng.normal(size=(4, 4)), 2), (rng.normal(size=(6, 9)), 3), (-np.arange(1.0, 26.0).reshape(5, 5), 2)]
+check(max_pool, lambda x, kernel: F.max_pool2d(x[None, None], kernel)[0, 0], on=cases,
+      hint="Where does the window at place (i, j) begin? And are you right where all numbers are negative?")
+
+# %% [markdown] shifts
+# ## What a small shift changes
+#
+# Pooling is said to make a network tolerant of small shifts. Look first. The same spot lies in three places, each one cell further to
+# the right.
+#
+# **Predict.** Which of the three pooled images are equal?
+
+# %% prediction-shift
+equal_ones = None
+
+# %% shift-picture
+spot = np.zeros((3, 4, 6), np.float32)
+for step in range(3):
+    spot[step, 1:3, 2 + step] = 5, 3
+pictures.pooling(spot, titles=["spot in column 2", "in column 3", "in column 4"])
+
+# %% shift-result
+pooled = F.max_pool2d(spot[None], 2)[0]
+same = [f"{i} and {j}" for i in range(3) for j in range(i) if (pooled[i] == pooled[j]).all()]
+print(f"you said {equal_ones}; equal are {same}, counted from 0")
+
+# %% [markdown] seen-shift
+# The first step stays inside a window, and the result does not notice. The second crosses into the next window, and it does. So
+# pooling is tolerant of *some* shifts by one cell. How much is that worth on real images? Shift all digits of the test set by one
+# column, and measure how much their edge maps change, relative to their size: the whole maps, then pooled ones, and, to be fair, also
+# maps that were made smaller without pooling, by taking the first number of each window.
+
+# %% shift-measured
+def changed(before, after):
+    return np.linalg.norm(after - before) / np.linalg.norm(before)
+
+digits, labels = test[:]
+shifted = np.pad(digits[..., :-1], ((0, 0), (0, 0), (0, 0), (1, 0)))
+before, after = (F.relu(F.conv2d(d, np.stack([below, below.T])[:, None], padding=1)) for d in (digits, shifted))
+print(f"the whole maps           {changed(before, after):.2f}")
+for k in (2, 4):
+    print(f"largest of each {k} x {k}    {changed(F.max_pool2d(before, k), F.max_pool2d(after, k)):.2f}")
+    print(f"first of each {k} x {k}      {changed(before[..., ::k, ::k], after[..., ::k, ::k]):.2f}")
+
+# %% [markdown] seen-measured
+# 0 would mean that nothing has changed, 1 that the change is as large as the maps. On small images one column is much. Pooling takes a
+# part of it away, and larger windows take more. It is the pooling that does it, and not that the maps are smaller. But it is far from
+# 0: pooling softens a shift, it does not undo it.
+
+# %% [markdown] inference
+# ## An image on its way through a network
+#
+# Now you know all the parts of LeNet, the network that read cheques in the nineties: convolution, ReLU, pooling, twice, and then
+# affine layers, in which every number sees every other. Train a small one; how that works is the subject of notebooks 3 and 4.
+
+# %% train
+model = models.create("lenet", input_shape=(1, 8, 8), classes=10, generator=0)
+history = fit(model, train, test, optim.SGD(model, lr=0.05, momentum=0.9), epochs=3)
+print(f"{history[-1]['test_accuracy']:.0%} of the test images are recognised")
+model
+
+# %% [markdown] predict-shapes
+# Layers are functions, and you can call them one after the other. **Predict** the shape after each of the first four layers, for one
+# image of shape `(1, 1, 8, 8)`. The kernel, the padding and the number of channels stand above.
+
+# %% prediction-shapes
+shapes = [None, None, None, None]
+
+# %% layer-by-layer
+digit, label = test[12:13]
+outputs, h = {"image": digit}, digit
+with minidl.no_grad():                          # nothing is to be learned here
+    for number, layer in enumerate([*model.features, *model.classifier], 1):
+        h = layer(h)
+        outputs[f"{number} {type(layer).__name__}"] = h
+
+for name, predicted in zip(outputs, [digit.shape, *shapes, *[None] * 4]):
+    print(f"{name:12} {outputs[name].shape!s:14}" + (f" you said {predicted}" if predicted and name != "image" else ""))
+
+# %% [markdown] softmax
+# The last layer gives a score for each of the ten classes. *Softmax* makes probabilities of scores: take the exponential of each, and
+# divide by their sum.
+
+# %% feature-maps
+scores = outputs["8 Affine"].numpy()
+powers = np.exp(scores - scores.max())          # minus the largest, so that none overflows
+outputs["softmax"] = powers / powers.sum()
+print(f"the label says {test.classes[label[0]]}")
+pictures.feature_maps(outputs, classes=test.classes)
+
+# %% [markdown] seen-maps
+# Read it from top to bottom. Black is 0 or less, white is the largest number of the row. The first maps still look like the digit: each
+# shows where one filter found something. Pooling makes them coarser. The second convolution looks at all 16 maps at once, and its answers
+# are sparse: many of its filters find nothing in this image. After the last pooling nothing looks like a digit any more. What is left is a list of which features are there, and
+# roughly where. The affine layers weigh them against each other. Look at the second tallest bar too: what could have been meant?
+
+# %% [markdown] by-hand
+# ## No secret
+#
+# Nothing happens in there that you have not done by hand. The first map of the first layer is your double loop, with padding, bias and
+# ReLU:
+
+# %% first-map
+weights = model.state_dict()
+by_hand = np.maximum(convolve(np.pad(digit[0, 0], 1), weights["features.0.w"][0, 0]) + weights["features.0.b"][0], 0)
+print("largest difference from the layer's:", f"{np.abs(by_hand - outputs['1 Conv2d'].numpy()[0, 0]).max():.0e}")
+
+# %% [markdown] six-lines
+# And the whole network is six lines:
+
+# %% whole-network
+h = F.max_pool2d(F.relu(F.conv2d(digit, weights["features.0.w"], weights["features.0.b"], padding=1)), 2)
+h = F.max_pool2d(F.relu(F.conv2d(h, weights["features.2.w"], weights["features.2.b"], padding=1)), 2)
+h = F.flatten(h)
+h = F.relu(F.affine(h, weights["classifier.0.w"], weights["classifier.0.b"]))
+h = F.relu(F.affine(h, weights["classifier.1.w"], weights["classifier.1.b"]))
+h = F.affine(h, weights["classifier.2.w"], weights["classifier.2.b"])
+print("largest difference of scores:", f"{np.abs(h - scores).max():.0e}", "  class:", test.classes[int(h.argmax())])
+
+# %% [markdown] cost
+# ## What it costs
+#
+# **Predict.** Which layer has the most parameters? Which needs the most multiplications?
+
+# %% prediction-cost
+most_parameters = None
+most_multiplications = None
+
+# %% [markdown] task-cost
+# **Exercise.** Work it out for the second convolution, layer 3 in the table of shapes: 16 channels of 4 x 4 go in, it has 32 filters of
+# 3 x 3 with padding 1. How many numbers does it learn? How many multiplications does one image take?
+
+# %% exercise layer-cost
+cost = {"parameters": ..., "multiplications": ...}
+
+# %% solution layer-cost
+cost = {"parameters": 32 * 16 * 3 * 3 + 32, "multiplications": 32 * 4 * 4 * (16 * 3 * 3)}
+
+# %% because layer-cost
+# Each of the 32 filters has 16 channels of 3 x 3 weights, and a bias. The result has 32 channels of 4 x 4 numbers, and each of them takes
+# as many multiplications as a filter has weights.
+
+# %% wrong layer-cost forgets the biases
+cost = {"parameters": 32 * 16 * 3 * 3, "multiplications": 32 * 4 * 4 * (16 * 3 * 3)}
+
+# %% wrong layer-cost forgets the channels that go in
+cost = {"parameters": 32 * 3 * 3 + 32, "multiplications": 32 * 4 * 4 * 3 * 3}
+
+# %% wrong layer-cost computes each weight once
+cost = {"parameters": 32 * 16 * 3 * 3 + 32, "multiplications": 32 * 16 * 3 * 3}
+
+# %% check layer-cost
+row = next(row for row in nn.summary(model, (1, 8, 8)).rows if row.path == "features.2")
+check(cost, {"parameters": row.parameters, "multiplications": row.multiply_adds},
+      hint="A filter has weights for every channel that goes in, and one bias. It is used anew for every number that comes out.")
+
+# %% summary
+print(f"you said: most parameters in {most_parameters}, most multiplications in {most_multiplications}")
+print(nn.summary(model, (1, 8, 8)))
+
+# %% [markdown] seen-cost
+# A *multiply-add* is a multiplication and the addition of its product. A convolution has few parameters and uses each of them at every
+# place: most of the work is done there. An affine layer uses each of its parameters once for an image: most of the memory lies there.
+# This is why fast convolution is worth so much trouble, and it is where notebook 5 begins.
+
+# %% [markdown] shifted-network
+# One claim is left to be tested. Two poolings should make this network tolerant of a shift by one column.
+#
+# **Predict.** What part of the test images does it recognise when all of them are shifted by one column?
+
+# %% prediction-tolerance
+part_recognised = None
+
+# %% tolerance
+with minidl.no_grad():
+    for name, batch in (("as they are", digits), ("shifted", shifted)):
+        print(f"{name:12} {np.mean(model(batch).numpy().argmax(axis=1) == labels):.0%}")
+print(f"you said {part_recognised}")
+
+# %% [markdown] seen-tolerance
+# It suffers clearly: on images that are 8 cells wide, one column is an eighth of the width, and all digits it has learned from were
+# centred. It does far better than guessing, which would give 10 %. If you want a network to accept shifts, show it shifted images:
+# that is *augmentation*, and minidl's `data.transforms` has it.
+
+# %% [markdown] end
+# ## What you have seen
+#
+# A convolution multiplies a filter with every patch of an image and adds up, over channels too; stride and padding say which patches.
+# Shapes follow from counting places. Pooling keeps the best answer in each window and softens small shifts. A convolutional network
+# alternates the two until a short list of features is left, from which affine layers make a score for each class.
+#
+# **Where it stands in the code.** `minidl/functions/convolution.py`: the function and its checks. `minidl/kernels/reference.py`: how it
+# is computed, to be read. `minidl/kernels/window.py`: the geometry of the window. `minidl/models/lenet.py`: the network.
+#
+# **Next.** [3. Backpropagation on a graph](3_backpropagation.ipynb): where the weights come from.
