@@ -9,7 +9,8 @@ from minidl.pictures.curves import curves, learning_curves
 from minidl.pictures.feature_maps import feature_maps
 from minidl.pictures.images import confusion, filters, images, mistakes
 from minidl.pictures.landscapes import landscape
+from minidl.pictures.matrices import matrices
 from minidl.pictures.picture import Picture, canvas
 
-__all__ = ["Picture", "canvas", "confusion", "curves", "feature_maps", "filters", "images", "landscape", "learning_curves", "mistakes",
-           "patches", "pooling", "window"]
+__all__ = ["Picture", "canvas", "confusion", "curves", "feature_maps", "filters", "images", "landscape", "learning_curves", "matrices",
+           "mistakes", "patches", "pooling", "window"]
