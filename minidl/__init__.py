@@ -8,6 +8,7 @@
     loop            fit and evaluate: the training loop     minidl.loop.fit
     pictures        graphs, filters, curves to look at      minidl.pictures.draw(loss)
     testing         gradients held against numbers          minidl.testing.gradcheck
+    profile         where time and memory go                with minidl.profile() as p: ...
     threads         how many work at a time                 with minidl.threads(4): ...
     At the shell: python -m minidl.train, python -m minidl.predict
 """
@@ -19,11 +20,12 @@ from minidl import data, functions, models, nn, optim
 from minidl.autograd import Function, Observer, check_numerics, check_saved, grad, hvp, no_grad
 from minidl.curvature import fisher, fisher_product, ggn_product
 from minidl.pool import threads
+from minidl.profiling import profile
 from minidl.tensor import Tensor
 
 __version__ = "0.1.0"
 __all__ = ["Function", "Observer", "Tensor", "check_numerics", "check_saved", "data", "fisher", "fisher_product", "functions",
-           "ggn_product", "grad", "hvp", "models", "nn", "no_grad", "optim", "threads"]
+           "ggn_product", "grad", "hvp", "models", "nn", "no_grad", "optim", "profile", "threads"]
 
 LATER = ("exercises", "loop", "parallel", "pictures", "testing")        # modules that are imported when they are first asked for
 

@@ -17,6 +17,7 @@ from minidl.backend import Array
 from minidl.errors import ArgumentError, DeviceError, GraphError, ShapeError
 from minidl.graph import Function, Node
 from minidl.modes import switched
+from minidl.profiler import phase
 from minidl.tensor import Tensor, make
 from minidl.walk import Edge, Observer, Walk, reached
 from minidl.watchers import watched
@@ -24,6 +25,7 @@ from minidl.watchers import watched
 __all__ = ["Function", "Node", "Observer", "backward", "check_numerics", "check_saved", "grad", "hvp", "no_grad", "observe"]
 
 
+@phase("backward")
 def backward(loss: Tensor, grad: Any = None, create_graph: bool = False, retain_graph: bool = False) -> None:
     """Compute the gradient of this Tensor by every leaf it came from, and add it to their `.grad`.
 
@@ -44,6 +46,7 @@ def backward(loss: Tensor, grad: Any = None, create_graph: bool = False, retain_
     Walk(create_graph=create_graph, retain=retain_graph, observers=observers).run([(edge, seed)])
 
 
+@phase("backward")
 def grad(ys: Tensor | Sequence[Tensor], xs: Tensor | Sequence[Tensor], grad_ys: Any = None, create_graph: bool = False,
          retain_graph: bool = False) -> tuple[Tensor | None, ...]:
     """The gradients of ys (summed) by each of xs, as a tuple; None for an x that ys does not depend on. No `.grad` is touched.

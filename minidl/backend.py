@@ -32,6 +32,9 @@ class Library:
     asarray: Callable[[Any, str], Array]                # (NumPy array or own array, device) to an array on that device
     to_numpy: Callable[[Array], np.ndarray]
     synchronize: Callable[[], None]
+    event: Callable[[], Any] | None = None              # a mark among what the device does; None where calls come back when all is done
+    elapsed: Callable[[Any, Any], float] | None = None  # milliseconds from one mark to another, once the device has come by both
+    peak_memory: Callable[[], int] = lambda: 0          # the most bytes that arrays have taken
 
 
 _by_type: dict[type, Library] = {}
@@ -61,7 +64,17 @@ def _load_cupy() -> Library:
     def synchronize() -> None:
         cupy.cuda.get_current_stream().synchronize()
 
-    library = Library("cuda", cupy, cupy.ndarray, lambda x: f"cuda:{x.device.id}", asarray, cupy.asnumpy, synchronize)
+    def event() -> Any:
+        mark = cupy.cuda.Event()
+        mark.record()
+        return mark
+
+    def elapsed(first: Any, last: Any) -> float:
+        last.synchronize()
+        return float(cupy.cuda.get_elapsed_time(first, last))
+
+    library = Library("cuda", cupy, cupy.ndarray, lambda x: f"cuda:{x.device.id}", asarray, cupy.asnumpy, synchronize, event, elapsed,
+                      lambda: cupy.get_default_memory_pool().total_bytes())
     register(library)
     return library
 
@@ -154,6 +167,11 @@ def to_numpy(x: Any) -> np.ndarray:
 def synchronize(device: str) -> None:
     """Wait until everything asked of a device is done. On the CPU there is nothing to wait for."""
     _by_name[named_device(device).partition(":")[0]].synchronize()
+
+
+def peak_memory(device: str) -> int:
+    """The most bytes that arrays have taken on a device so far, with what its library keeps for the next ones; 0 for the CPU."""
+    return _by_name[named_device(device).partition(":")[0]].peak_memory()
 
 
 def generator(seed: int | np.random.Generator | np.random.SeedSequence | None = None) -> np.random.Generator:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, dataclass_transform
 
@@ -60,6 +60,7 @@ class Function:
 
     outputs: ClassVar[tuple[str, ...]] = ("y",)
     name: ClassVar[str] = "function"
+    multiply_adds: ClassVar[Callable[..., int] | None] = None       # of a product, from the shapes of y and of its two factors
     plan: ClassVar[Plan]
     _called = False
 
@@ -107,16 +108,19 @@ class Function:
             else:
                 self._check_devices(arrays)
 
+        on = mode.get()
+        started = None if on.recorder is None else on.recorder.now(library)
         try:
             y = self.forward(*arrays)
         except MinidlError:
             raise
         except (ValueError, TypeError, IndexError) as error:
             raise self._translated(error, arrays) from error
+        if on.recorder is not None:
+            on.recorder.operation(started, type(self), arrays, y, library)
 
         if not self.plan.single and (type(y) is not tuple or len(y) != len(self.outputs)):
             raise self._wrong_result(y)
-        on = mode.get()
         if on.numerics:
             for k, name in enumerate(self.outputs):
                 check_finite(y if self.plan.single else y[k], f"{self.name}: the output {name}", running.get(), line_of_caller())
@@ -231,6 +235,8 @@ class Node:
         self.watchers: dict[int, Watchers] | None = None
         self.line = line_of_caller() if on.numerics or on.saved else ""
         self.checksums: dict[str, int] | None = {name: checksum(x) for name, x in self.kept()} if on.saved else None
+        if on.recorder is not None:
+            on.recorder.keeps(self, xs)
 
     def kept(self) -> Iterator[tuple[str, Array]]:
         """The arrays that are kept for the rules, by name."""

@@ -27,6 +27,7 @@ from minidl.nn import Module
 from minidl.nn.streams import Streams
 from minidl.optim import Optimizer
 from minidl.parallel.alone import Alone, Facts
+from minidl.profiler import PHASES, counting, peak_memory, phase
 from minidl.run import Run
 from minidl.tensor import Tensor
 
@@ -65,6 +66,9 @@ class Callback:
     def step(self, run: Run, loss: float) -> None:
         """After every update, with the loss of its minibatch."""
 
+    def test(self, run: Run) -> Callable[[Array, Array, Array], Any] | None:
+        """Before the test of an epoch; may give a function that is shown each of its minibatches: (x, outputs, y) of this rank."""
+
     def epoch(self, run: Run, metrics: dict[str, Any]) -> None:
         """After every epoch, with its metrics, which are also the last of `run.history`."""
 
@@ -72,6 +76,7 @@ class Callback:
         """After the last minibatch, or when the run was asked to stop."""
 
 
+@counting()
 def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int = 1, callbacks: Sequence[Callback] = (), *,
         objective: Objective | None = None, accumulate: int = 1, clip: float | None = None,
         resume: tuple[dict[str, Array], dict[str, Any]] | None = None, team: Alone | None = None) -> list[dict[str, Any]]:
@@ -82,9 +87,10 @@ def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int 
     whose gradients are added, to save memory. clip: the largest norm that the gradient may have.
     resume: arrays and rest of a checkpoint (`Run.state`), to go on from there; of many ranks, rank 0's counts.
     team: the other processes that train this model (parallel.Team); each calls fit, and takes its part of every minibatch.
-    The metrics are epoch, train_loss, train_accuracy, test_loss, test_accuracy (None where there is no such thing), seconds (of the
-    training part), images_per_second, and of an optimizer that counts phases their seconds, as in factors_seconds. NumericsError, naming
-    the step, as soon as the loss is not finite: before the update.
+    The metrics are epoch, step (updates so far), train_loss, train_accuracy, test_loss, test_accuracy (None where there is no such thing),
+    seconds (of the training part), images_per_second, phases (the seconds of each phase since the metrics before; together all of the
+    time), hidden (seconds of communication that went on beside computation, by phase; no part of that time) and memory (the most bytes
+    that the process has had so far). NumericsError, naming the step, as soon as the loss is not finite: before the update.
 
     >>> from minidl import data, models, optim
     >>> train, test = data.load("digits")
@@ -105,8 +111,9 @@ def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int 
         streams = Streams(model, cut=accumulate > 1 or team.cuts)
         memory.tune_allocator()         # the arrays of a step find the memory of the step before
         # Step 1, initialise W, was done by whoever made the model (models.create), or by the checkpoint.
-        for callback in callbacks:
-            callback.start(run)
+        with phase("saving"):
+            for callback in callbacks:
+                callback.start(run)
         over = False
         while not over:
             leads = team.leads
@@ -115,17 +122,20 @@ def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int 
                 for x, y in minibatches(run):                                   # Step 2: take a minibatch.
                     facts = learn(run, to_model(model, x), to_model(model, y), objective, accumulate, clip, streams)
                     run.count(facts, time.perf_counter() - started)
-                    for callback in callbacks:
-                        callback.step(run, facts.loss)
+                    with phase("saving"):
+                        for callback in callbacks:
+                            callback.step(run, facts.loss)
                     started = time.perf_counter()
                     if run.ended:
                         break
                 if not run.finished and run.minibatch >= len(run.loader):
                     end_epoch(run, test, objective, callbacks, streams)
                 if run.ended:
-                    for callback in callbacks:
-                        callback.end(run)
-                    team.agree()        # nobody leaves before all have come here
+                    with phase("saving"):
+                        for callback in callbacks:
+                            callback.end(run)
+                    with phase("idle"):
+                        team.agree()    # nobody leaves before all have come here
                     over = True
             except RankLost as loss:
                 team.recover(run, loss)         # and what was not finished is done again
@@ -162,18 +172,20 @@ def learn(run: Run, x: Array, y: Array, objective: Objective, accumulate: int, c
     for part in parts:
         here = slice(part.first - parts[0].first, part.first - parts[0].first + part.count)
         with part, streams.of(run.step, part.index):
-            outputs = run.model(x[here])                                        # Step 3: forward, from images to outputs.
-            loss = objective.loss(outputs, x[here], y[here])                    # Step 4: the loss, how wrong they are.
-            if not part.count and not math.isfinite(loss.item()):
-                loss = 0 * outputs.sum()                                        # of no examples: some losses are no number then
-            if not getattr(loss, "requires_grad", False):
-                raise GraphError("fit: the loss depends on no parameter that could be learned", hint="Are all of them frozen?")
-            facts.loss += finite(loss.item(), run) * part.weight
+            with phase("forward"):
+                outputs = run.model(x[here])                                    # Step 3: forward, from images to outputs.
+                loss = objective.loss(outputs, x[here], y[here])                # Step 4: the loss, how wrong they are.
+                if not part.count and not math.isfinite(loss.item()):
+                    loss = 0 * outputs.sum()                                    # of no examples: some losses are no number then
+                if not getattr(loss, "requires_grad", False):
+                    raise GraphError("fit: the loss depends on no parameter that could be learned", hint="Are all of them frozen?")
+                facts.loss += finite(loss.item(), run) * part.weight
             if part is parts[-1]:
                 run.team.listen(clip)
             loss.backward(part.weight)                                          # Steps 5 and 6: its gradient at the outputs, and
         if objective.right is not None:                                         # from there backward to the gradient of every W.
-            facts.right += int(objective.right(outputs.data, y[here]))
+            with phase("forward"):
+                facts.right += int(objective.right(outputs.data, y[here]))
         facts.seen += part.count
         notes.append(part.notes)
     facts.stop = run.stop
@@ -182,33 +194,43 @@ def learn(run: Run, x: Array, y: Array, objective: Objective, accumulate: int, c
 
 def end_epoch(run: Run, test: Any, objective: Objective, callbacks: Sequence[Callback], streams: Streams) -> None:
     """Take the metrics of an epoch and set the Run to the start of the next one."""
-    with streams.kept():
-        test_loss, test_accuracy = (None, None) if test is None else evaluate(run.model, test, objective, run.team)
-    run.team.agree()
+    with streams.kept(), phase("evaluation"):
+        watching = () if test is None else [watch for watch in [callback.test(run) for callback in callbacks] if watch is not None]
+        test_loss, test_accuracy = (None, None) if test is None else evaluate(run.model, test, objective, run.team, watching)
+    with phase("idle"):
+        run.team.agree()
+    run.measure()
     metrics = {
         "epoch": run.epoch + 1,
+        "step": run.step,
         "train_loss": run.loss / run.seen,
         "train_accuracy": None if run.right is None else run.right / run.seen,
         "test_loss": None if test_loss is None else finite(test_loss, run, "test "),
         "test_accuracy": test_accuracy,
         "seconds": run.seconds,
         "images_per_second": run.seen / max(run.seconds, 1e-9),
-        **{f"{name}_seconds": seconds for name, seconds in run.phases.items()},
+        "phases": {name: run.phases[name] for name in [*PHASES, *sorted(set(run.phases) - set(PHASES))] if name in run.phases},
+        "hidden": dict(run.hidden),
+        "memory": peak_memory(device_of(run.model)),
     }
     run.history.append(metrics)
-    run.epoch, run.minibatch, run.loss, run.seen, run.seconds, run.phases = run.epoch + 1, 0, 0.0, 0, 0.0, {}
+    run.epoch, run.minibatch, run.loss, run.seen, run.seconds = run.epoch + 1, 0, 0.0, 0, 0.0
+    run.phases, run.hidden = {}, {}
     run.right = None if run.right is None else 0
-    for callback in callbacks:
-        callback.epoch(run, metrics)
+    with phase("saving"):
+        for callback in callbacks:
+            callback.epoch(run, metrics)
     run.stopped = run.stopped or any(run.team.sums([run.stop]))
 
 
 @no_grad()
-def evaluate(model: Module, data: Any, objective: Objective | None = None, team: Alone | None = None) -> tuple[float, float | None]:
+def evaluate(model: Module, data: Any, objective: Objective | None = None, team: Alone | None = None,
+             watching: Sequence[Callable[[Array, Array, Array], Any]] = ()) -> tuple[float, float | None]:
     """Mean loss and share of right answers over all of a data set, in evaluation mode; every example counts once.
 
     data: a Loader, a Dataset, or a pair of arrays. Gives (loss, accuracy); accuracy is None where the objective has none.
-    team: the ranks among which the examples are divided; each gets the result.
+    team: the ranks among which the examples are divided; each gets the result. watching: functions that are shown each minibatch, as
+    (x, outputs, y): of this rank.
     """
     objective, team = objective or classification(), team or Alone()
     loader = data if isinstance(data, Loader) else Loader(data, batch_size=256, shuffle=False)
@@ -225,6 +247,8 @@ def evaluate(model: Module, data: Any, objective: Objective | None = None, team:
             loss += float(objective.loss(outputs, x, y)) * len(x)
             right += 0 if objective.right is None else int(objective.right(outputs.data, y))
             seen += len(x)
+            for watch in watching:
+                watch(x, outputs.data, y)
     finally:
         for module, training in modes:
             module.training = training
@@ -243,5 +267,13 @@ def finite(loss: float, run: Run, test: str = "") -> float:
 
 def to_model(model: Module, x: Array) -> Array:
     """An array on the device of the model's parameters."""
+    if next(model.named_parameters(), None) is None:
+        return x
+    with phase("data"):
+        return backend.asarray(x, device_of(model))
+
+
+def device_of(model: Module) -> str:
+    """The device of a model's parameters; the CPU if it has none."""
     first = next(model.named_parameters(), None)
-    return x if first is None else backend.asarray(x, first[1].device)
+    return "cpu" if first is None else first[1].device

@@ -1,4 +1,5 @@
-"""What can be switched on or off around a piece of code: recording the graph, and two ways to look for what went wrong.
+"""What can be switched on or off around a piece of code: recording the graph, two ways to look for what went wrong,
+and writing down what is done.
 
 The switches belong to the context, not to the process: threads have their own. None of them changes a result. What they are called
 for users stands in autograd.py; here is also how a NaN is looked for and how an overwritten array is noticed.
@@ -21,6 +22,7 @@ import numpy as np
 from minidl import backend
 from minidl.backend import Array
 from minidl.errors import NumericsError, layer_path, running
+from minidl.profiler import Recorder
 from minidl.tensor import Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -34,6 +36,7 @@ class Mode:
     grad: bool = True               # record the graph
     numerics: bool = False          # look for NaN and infinity after every operation
     saved: bool = False             # take checksums of what is kept for the backward pass
+    recorder: Recorder | None = None            # who writes down what is done
 
 
 mode: ContextVar[Mode] = ContextVar("mode", default=Mode())     # noqa: B039   (frozen)
@@ -42,7 +45,7 @@ mode: ContextVar[Mode] = ContextVar("mode", default=Mode())     # noqa: B039   (
 class switched:
     """Run a block, or each call of a function, in another mode: `with switched(grad=False):`, or as a decorator. It can be used again."""
 
-    def __init__(self, **changes: bool):
+    def __init__(self, **changes: Any):
         self.changes = changes
         self.tokens: list[Token[Mode]] = []
 

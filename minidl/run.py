@@ -18,8 +18,9 @@ from minidl.nn import Module
 from minidl.nn.streams import generators, plain
 from minidl.optim import Optimizer
 from minidl.parallel.alone import Alone, Facts
+from minidl.profiler import PHASES, clock
 
-NUMBERS = ("epoch", "minibatch", "step", "loss", "right", "seen", "seconds", "phases", "history")
+NUMBERS = ("epoch", "minibatch", "step", "loss", "right", "seen", "seconds", "phases", "hidden", "history")
 
 
 @dataclass
@@ -40,7 +41,8 @@ class Run:
     right: Any = 0                      # answers in the present epoch; None if there is no such thing
     seen: int = 0                       # examples in the present epoch
     seconds: float = 0.0                # of the present epoch
-    phases: dict[str, float] = field(default_factory=dict)          # the optimizer's own, of the present epoch: seconds
+    phases: dict[str, float] = field(default_factory=dict)          # of the present epoch: seconds, see profiler.PHASES
+    hidden: dict[str, float] = field(default_factory=dict)          # and those of communication that went on beside them
     history: list[dict[str, Any]] = field(default_factory=list)
     stop: bool = False                  # this process wants it to end
     stopped: bool = False               # all ranks have agreed to
@@ -48,7 +50,7 @@ class Run:
     owed: dict[str, Array] = field(default_factory=dict)            # what the exchange of a checkpoint had left out, to be sent later
 
     def __post_init__(self) -> None:
-        self.counted = self.clocks()                                # what had been counted when it was last looked at
+        self.read = self._clocks()                                  # what the clocks showed when they were last read
 
     @property
     def finished(self) -> bool:
@@ -60,12 +62,20 @@ class Run:
         """Whether all epochs are done, or it was asked to stop."""
         return self.finished or self.stopped or (self.stop and not self.team.cuts)
 
-    def clocks(self) -> dict[str, float]:
-        """The seconds that the optimizer and the exchange have counted for their phases."""
-        return {**self.optimizer.seconds, **self.team.seconds}
+    def _clocks(self) -> tuple[dict[str, float], dict[str, float]]:
+        """The seconds of the phases, and of what is hidden, that this thread has counted so far."""
+        found = clock()
+        return ({}, {}) if found is None else (found.read(), dict(found.hidden))
+
+    def measure(self) -> None:
+        """Add the time that has passed since to the phases of the present epoch."""
+        before, self.read = self.read, self._clocks()
+        self.phases, self.hidden = (
+            {name: counts.get(name, 0.0) + now.get(name, 0.0) - then.get(name, 0.0) for name in {**counts, **now}}
+            for counts, now, then in zip((self.phases, self.hidden), self.read, before))
 
     def count(self, facts: Facts, seconds: float) -> None:
-        """Add what a minibatch came to, the seconds that it took, and those that were counted meanwhile by phase."""
+        """Add what a minibatch came to, the seconds that it took, and those of their phases."""
         self.loss += facts.loss * facts.seen
         self.right = None if self.right is None else self.right + facts.right
         self.seen += facts.seen
@@ -73,9 +83,7 @@ class Run:
         self.minibatch += 1
         self.step += 1
         self.seconds += seconds
-        now = self.clocks()
-        self.phases = {name: self.phases.get(name, 0.0) + total - self.counted.get(name, 0.0) for name, total in now.items()}
-        self.counted = now
+        self.measure()
 
     def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """All of it, as a checkpoint takes it: the arrays by name, and what JSON can hold."""
@@ -104,9 +112,11 @@ class Run:
             if path in rest["generators"]:
                 generator.bit_generator.state = rest["generators"][path]
         self.owed = part(arrays, "exchange.")
-        numbers = {"phases": {}} | rest["run"]                  # which are not in the checkpoints of older versions
+        numbers = {"phases": {}, "hidden": {}} | rest["run"]    # which are not in the checkpoints of older versions, or were others
         for name in NUMBERS:
             setattr(self, name, numbers[name])
+        self.phases = {name: seconds for name, seconds in self.phases.items() if name in PHASES}
+        self.read = self._clocks()
 
 
 def part(arrays: dict[str, Array], prefix: str) -> dict[str, Array]:

@@ -70,7 +70,7 @@ class Walk:
         self.observers = observers
         self.observe_only = observe_only
         self.frees = not self.retain and not observers              # what each Node holds, as its rules run
-        self.numerics = mode.get().numerics
+        self.numerics, self.recorder = mode.get().numerics, mode.get().recorder
         self.useful: set[Edge] | None = None                        # edges that lead to something wanted; None if all do
         self.gradients: dict[Edge, Any] = {}                        # under way, complete or not
         self.found: dict[Edge, Any] = {}                            # of the targets
@@ -88,6 +88,8 @@ class Walk:
                 self._visit(heapq.heappop(self.heap)[1])
             for leaf in list(self.gradients):
                 self._finish(leaf)
+        if self.recorder is not None and not self.observe_only:
+            self.recorder.walked()
 
     def _look_ahead(self, roots: list[Edge]) -> None:
         """One loop over the Nodes before the walk: which lead to something wanted, and how often each leaf with a ready hook is used."""
@@ -204,12 +206,15 @@ class Walk:
             del values[name]
         if self.useful is not None and not shared and edge not in self.useful:
             return None
+        started = None if self.recorder is None else self.recorder.now(type(args[0]))
         if out and not self.create_graph:
             first = args[0]
             spare = first if _unshared(sys.getrefcount(first), first) else None
             result = method(function, *args, out=spare)
         else:
             result = method(function, *args)
+        if self.recorder is not None:
+            self.recorder.rule(started, node, function, step, args, result)
         if shared:
             values[shared] = result
             return None

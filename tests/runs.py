@@ -140,19 +140,22 @@ def process(module, *words, **options):
                           **{"env": environment(), **options})
 
 
+TIMES = ("second", "seconds", "phases", "hidden", "memory")         # what is another thing each time
+
+
 def metrics(folder):
     """What metrics.jsonl says, but for the times."""
     lines = [json.loads(line, parse_constant=lambda name: 1 / 0) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if not name.endswith(("second", "seconds"))} for line in lines]
+    return [{name: value for name, value in line.items() if not name.endswith(TIMES)} for line in lines]
 
 
 def last_checkpoint(folder):
     """The bytes of the last checkpoint of a run, as they would be if every epoch had taken no time."""
     found = checkpoint.Checkpoints(folder / "checkpoint").latest()
     assert not found.damaged
-    found.rest["run"] |= {"seconds": 0, "phases": {}}
+    found.rest["run"] |= {"seconds": 0, "phases": {}, "hidden": {}}
     for line in found.rest["run"]["history"]:
-        line |= {name: 0 for name in line if name.endswith(("second", "seconds"))}
+        line |= {name: 0 for name in line if name.endswith(TIMES)}
     file = folder.with_name(f"{folder.name}-timeless")
     checkpoint.save(file, found.arrays, found.rest)
     return file.read_bytes()

@@ -64,7 +64,8 @@ class TestARun:
         train(*SMALL, "--epochs", 2, "--out", "out")
         lines = [json.loads(line) for line in (place / "out" / "metrics.jsonl").read_text().splitlines()]
         assert [line["epoch"] for line in lines] == [1, 2]
-        assert set(lines[0]) == {"epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "images_per_second"}
+        assert set(lines[0]) == {"epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds",
+                                 "images_per_second", "phases", "hidden", "memory"}
 
     def test_leaves_a_config_with_every_option_settled(self, place):
         train(*SMALL, "--epochs", 1, "--normalise", "--out", "out")
@@ -83,8 +84,8 @@ class TestARun:
     def test_with_kfac_leaves_the_seconds_of_its_phases_too(self, place):
         train(*SMALL, "--epochs", 2, "--optimizer", "kfac", "--out", "out")
         for line in map(json.loads, (place / "out" / "metrics.jsonl").read_text().splitlines()):
-            spent = [line[f"{phase}_seconds"] for phase in ("factors", "inverses", "preconditioning")]
-            assert min(spent) > 0 and sum(spent) < line["seconds"]
+            assert min(line["phases"][name] for name in ("forward", "backward", "curvature", "normalization", "update", "data")) > 0
+            assert line["phases"]["curvature"] < line["seconds"] and line["hidden"] == {} and line["memory"] > 2**20
 
     @pytest.mark.parametrize("words, says", [
         ((), "sampled Fisher, factors every 10 steps, inverses every 100 steps"),

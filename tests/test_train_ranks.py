@@ -156,7 +156,7 @@ def left(folder):
     run = found.rest["run"]
     losses = [line.pop("test_loss") for line in run["history"]]
     for line in (run, *run["history"]):
-        for name in [name for name in line if name.endswith(("second", "seconds", "phases"))]:
+        for name in [name for name in line if name.endswith(("second", "seconds", "phases", "hidden", "memory"))]:
             del line[name]
     return content | {name: json.dumps(value) for name, value in found.rest.items()}, losses
 

@@ -16,6 +16,7 @@ from minidl.data.dataset import Dataset
 from minidl.data.prefetch import Prefetch
 from minidl.data.transforms import Transform, rows, whole
 from minidl.errors import ArgumentError, DataError, DtypeError, ShapeError
+from minidl.profiler import phase
 
 Batch = tuple[np.ndarray, np.ndarray]
 ORDER, AUGMENT = 0, 1                   # two streams of random numbers from one seed
@@ -90,7 +91,7 @@ class Loader:
             raise ArgumentError(f"Loader: epoch {number} has no minibatch {start}, it has {len(self)}",
                                 hint="Was the run that is resumed begun with another batch_size or other data?")
         batches = self._batches(number, start)
-        return Prefetch(batches, self.prefetch) if self.prefetch else batches
+        return Prefetch(batches, self.prefetch) if self.prefetch else _timed(batches)
 
     def __iter__(self) -> Iterator[Batch]:
         self.next_epoch += 1
@@ -112,6 +113,16 @@ class Loader:
     def _generator(self, *stream: int) -> np.random.Generator:
         # spawn_key and not a longer list of seeds: SeedSequence([1, 2]) and SeedSequence([1, 2, 0]) are the same
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=stream))
+
+
+def _timed(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same, where whoever takes one waits until it is made."""
+    while True:
+        with phase("data"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def share(size: int, rank: int, ranks: int) -> slice:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from queue import Empty, Queue
 from typing import TypeVar
 
+from minidl.profiler import phase
+
 T = TypeVar("T")
 
 
@@ -37,7 +39,8 @@ class Prefetch(Iterator[T]):
         if not self._finalizer.alive:
             raise StopIteration
         try:
-            item, error = self._queue.get()
+            with phase("data"):
+                item, error = self._queue.get()
             if error is not None:
                 raise error
             return item

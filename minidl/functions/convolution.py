@@ -12,6 +12,7 @@ crunched stands in kernels/reference.py; `algorithm` goes along to each of the t
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from minidl import kernels
@@ -32,6 +33,10 @@ class Conv2d(Function):
     def forward(self, x, w, b=None):
         self.size = x.shape[2:]
         return kernels.conv2d(x, w, self.window, self.groups, b, None, self.algorithm)
+
+    @staticmethod
+    def multiply_adds(y, x, w):
+        return math.prod(y) * math.prod(w[1:])                  # each number of the result is a sum over a filter
 
     # y = w * x + b: gx and gw are the other two maps, gb is the sum of gy over batch and positions
     def before(self, gy):
@@ -70,6 +75,10 @@ class ConvTranspose2d(Function):
     def forward(self, x, w, b=None):
         return kernels.conv2d_input(x, w, self.size, self.window, self.groups, b, self.algorithm)
 
+    @staticmethod
+    def multiply_adds(y, x, w):
+        return math.prod(x) * math.prod(w[1:])                  # each number of x is multiplied with a filter
+
     # every number of x is multiplied by the filter and added where it belongs; the way back is a convolution
     def grad_x(self, gy, w):
         return Conv2d(self.window, self.groups, self.algorithm)(gy, w)
@@ -90,6 +99,10 @@ class Conv2dWeights(Function):
     def forward(self, x, g):
         self.size = x.shape[2:]
         return kernels.conv2d_weights(x, g, self.window, self.groups, self.algorithm)
+
+    @staticmethod
+    def multiply_adds(y, x, g):
+        return math.prod(g) * math.prod(y[1:])
 
     # the result has the shape of filters, and so has its gradient gy, which takes their place
     def grad_x(self, gy, g):

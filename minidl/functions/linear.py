@@ -6,6 +6,7 @@ That sentence is all of this file, said three times.
 
 from __future__ import annotations
 
+import math
 import string
 from typing import Any
 
@@ -24,6 +25,10 @@ class MatMul(Function):
     def forward(self, a, b):
         return kernels.matmul(a, b)
 
+    @staticmethod
+    def multiply_adds(y, a, b):
+        return math.prod(y) * a[-1]
+
     # y = a b: ga = gy b^T, gb = a^T gy, for every matrix of a batch
     def grad_a(self, gy, b):
         return product(gy, b.swapaxes(-1, -2))
@@ -35,6 +40,10 @@ class MatMul(Function):
 class Affine(Function):
     def forward(self, x, w, b=None):
         return kernels.affine(x, w, b)
+
+    @staticmethod
+    def multiply_adds(y, x, w):
+        return math.prod(y) * w[0]
 
     # y = x w + b: gx = gy w^T, gw = x^T gy, gb = the sum of gy over the batch
     def before(self, gy):

@@ -8,7 +8,6 @@ see Sequential.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from minidl import backend
 from minidl import functions as F
 from minidl.errors import ArgumentError, ShapeError
+from minidl.functions import convolution, linear
 from minidl.functions.activation import check_activation
 from minidl.functions.convolution import check_algorithm
 from minidl.functions.normalization import Reduce
@@ -49,7 +49,7 @@ class Affine(Module):
 
     def multiply_adds(self, x: Shape, y: Shape) -> int:
         """How many for one example, where the input has shape x and the output y, without the batch axis."""
-        return math.prod(y) * self.inputs
+        return linear.Affine.multiply_adds(y, x, self.w.shape)
 
     def describe(self) -> str:
         return shown(f"{self.inputs}, {self.outputs}", bias=(self.b is not None, True), activation=(self.activation, None))
@@ -83,7 +83,7 @@ class Conv2d(Module):
 
     def multiply_adds(self, x: Shape, y: Shape) -> int:
         """How many for one example: each number of the output is a sum over a filter."""
-        return math.prod(y) * math.prod(self.w.shape[1:])
+        return convolution.Conv2d.multiply_adds(y, x, self.w.shape)
 
     def describe(self) -> str:
         return shown(f"{self.inputs}, {self.outputs}", kernel=(self.kernel, None), stride=(self.stride, 1), padding=(self.padding, 0),
@@ -122,7 +122,7 @@ class ConvTranspose2d(Module):
 
     def multiply_adds(self, x: Shape, y: Shape) -> int:
         """How many for one example: each number of the input is multiplied with a filter."""
-        return math.prod(x) * math.prod(self.w.shape[1:])
+        return convolution.ConvTranspose2d.multiply_adds(y, x, self.w.shape)
 
     def describe(self) -> str:
         return shown(f"{self.inputs}, {self.outputs}", kernel=(self.kernel, None), stride=(self.stride, 1), padding=(self.padding, 0),

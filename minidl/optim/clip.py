@@ -9,8 +9,10 @@ from minidl import backend
 from minidl.backend import Array
 from minidl.errors import ArgumentError, GraphError, NumericsError
 from minidl.optim.optimizer import Parameters, parameters_of
+from minidl.profiler import phase
 
 
+@phase("normalization")
 def clip_grad_norm(model: Parameters, max_norm: float) -> float:
     """Scale all gradients so that their norm together is at most max_norm, and give the norm that they had.
 
@@ -38,6 +40,7 @@ def clip_grad_norm(model: Parameters, max_norm: float) -> float:
     return norm
 
 
+@phase("normalization")
 def clip_grad_value(model: Parameters, value: float) -> None:
     """Bring every number of all gradients into -value ... value.
 

@@ -19,6 +19,7 @@ from minidl.nn.module import Module
 from minidl.nn.options import number
 from minidl.nn.state import like, matched, snapshot
 from minidl.optim.schedule import value_at
+from minidl.profiler import phase, recorder
 from minidl.tensor import Tensor
 
 Parameters = Module | Mapping[str, Tensor]      # what is learned: a model, or leaves by a path of one's own
@@ -71,6 +72,7 @@ class Optimizer:
 
     # A step
 
+    @phase("update")
     def step(self) -> None:
         """Update every parameter that has a gradient and is not frozen; the others are left alone, with their memory.
 
@@ -102,7 +104,11 @@ class Optimizer:
         p = self.parameters[path]
         w = p._data                                                     # not .data, which would wait for what is being done here
         self.updates[path] += 1
-        self._apply(path, w, g, self._state_beside(path, w), self.updates[path], options)
+        state, watching = self._state_beside(path, w), recorder()
+        started = None if watching is None else watching.now(type(w))
+        self._apply(path, w, g, state, self.updates[path], options)
+        if watching is not None:
+            watching.update(started, type(self), path, w, g, state)
         p.version += 1                                                  # a graph that holds w now knows that it has changed
 
     def update_copy(self, path: str, g: Array, options: Mapping[str, Mapping[str, Any]]) -> tuple[Array, Callable[[], None]]:

@@ -17,6 +17,7 @@ from minidl.nn import Module
 from minidl.nn.part import Notes, Part, commit
 from minidl.optim import Optimizer, clip_grad_norm
 from minidl.parallel.state import State
+from minidl.profiler import phase
 
 
 @dataclass
@@ -49,9 +50,6 @@ class Alone:
 
     rank = 0
     ranks = 1
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}             # spent in phases of its own
 
     @property
     def leads(self) -> bool:
@@ -91,7 +89,8 @@ class Alone:
         commit(notes)
         if clip is not None:
             clip_grad_norm(self.optimizer.parameters, clip)
-        self.optimizer.step()
+        with phase("update"):                           # also where a kind of optimizer has a step of its own
+            self.optimizer.step()
         return facts
 
     def settle(self) -> None:

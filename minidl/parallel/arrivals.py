@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from minidl.parallel.engine import Engine, Job
 from minidl.parallel.layout import Chunk, Layout
+from minidl.profiler import phase
 from minidl.tensor import Tensor
 from minidl.watchers import arriving
 
@@ -121,7 +122,7 @@ class Arrivals:
         if threading.current_thread() is self.engine.thread:
             return
         started = time.perf_counter()
-        with self.changed:
+        with phase("gradient exchange"), self.engine.somebody_waits(), self.changed:
             while id(self.learned[path]) in arriving and self.engine.error is None:
                 self.changed.wait(0.5)
         self.waited += time.perf_counter() - started

@@ -18,15 +18,17 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 
 import numpy as np
 
 from minidl.errors import ExchangeError
 from minidl.parallel.communicator import NAP, Communicator, Request
+from minidl.profiler import Recorder, recorder
 
 Job = Iterator[Iterable[Request]]
+About = tuple[Recorder, str, int]
 WINDOW = 2                  # jobs under way at a time, at rank 0: one is summed while another is sent, and an urgent one waits for two
 WIDE = 8                    # where nothing is more urgent than anything else
 STAGES = 2                  # further ones, that come from a device or go back to it meanwhile
@@ -51,6 +53,10 @@ class Engine:
         self.changed = threading.Condition()            # guards `waiting` and `unfinished`
         self.error: BaseException | None = None
         self.busy = 0.0                                 # seconds in which any job was unfinished
+        self.hidden = 0.0                               # of these, seconds in which nobody waited
+        self.waiters = 0                                # threads that wait for a job
+        self.watching: Recorder | None = None           # who writes down what the thread that submits does
+        self.about: dict[int, About] = {}               # of jobs that are written down, by number
         self.named: deque[int] = deque()                # that rank 0 has named and that have not begun
         self.sending: list[Request] = []
         self.next_name: tuple[np.ndarray, Request] | None = None
@@ -64,14 +70,18 @@ class Engine:
 
     # What others call
 
-    def submit(self, number: int, job: Job) -> None:
-        """Have a job run. A number that is unfinished cannot be given again."""
+    def submit(self, number: int, job: Job, name: str = "", size: int = 0) -> None:
+        """Have a job run. A number that is unfinished cannot be given again. name, size: what it is, and its bytes, for a profile."""
+        if threading.current_thread() is not self.thread:
+            self.watching = recorder()
         with self.changed:
             if number in self.unfinished:
                 raise ExchangeError(f"engine: job {number} is not over, and cannot be begun again")
             self.unfinished.add(number)
             self.rounds[number] += 1
             self.waiting[number] = job
+            if self.watching is not None:
+                self.about[number] = self.watching, name, size
             self.changed.notify_all()
 
     def wait(self, numbers: Iterable[int] | None = None) -> None:
@@ -81,11 +91,20 @@ class Engine:
             if wanted is None or self.unfinished & wanted:
                 self._run_here()
             return
-        with self.changed:
+        with self.changed, self.somebody_waits():
             while self.error is None and (self.unfinished if wanted is None else self.unfinished & wanted):
                 self.changed.wait(1.0)
             if self.error is not None:
                 raise self.error
+
+    @contextmanager
+    def somebody_waits(self) -> Iterator[None]:
+        """Within the block what the thread does is not hidden behind computation."""
+        self.waiters += 1
+        try:
+            yield
+        finally:
+            self.waiters -= 1
 
     def close(self) -> None:
         """End the thread; jobs that are not over are dropped."""
@@ -133,7 +152,9 @@ class Engine:
                 moved = self._name() if self.communicator.rank == 0 else self._follow()
                 if not self._look() and not moved:
                     time.sleep(NAP_BESIDE)
-                self.busy += time.perf_counter() - started
+                spent = time.perf_counter() - started
+                self.busy += spent
+                self.hidden += 0 if self.waiters else spent
         except BaseException as error:                  # raised again by the thread that waits
             with self.changed:
                 self.error = error
@@ -203,6 +224,8 @@ class Engine:
         with self.changed:
             job = self.waiting.pop(number)
         self.active[number] = Running(job)
+        if number in self.about:
+            self.active[number].started = time.perf_counter_ns()
 
     def _look(self) -> bool:
         """Let every job go on that can; gives whether any did."""
@@ -212,6 +235,10 @@ class Engine:
                 moved = True
             if running.over:
                 del self.active[number]
+                about = self.about.pop(number, None) if running.started else None
+                if about is not None:
+                    watching, name, size = about
+                    watching.job(running.started, name, size)
                 with self.changed:
                     self.unfinished.discard(number)
                     self.changed.notify_all()
@@ -225,6 +252,7 @@ class Running:
         self.job = job
         self.requests: list[Request] = []
         self.over = False
+        self.started = 0                                # in nanoseconds, if somebody writes it down
 
     def went_on(self) -> bool:
         """Resume it, as often as it has nothing to wait for; whether that was once at least."""

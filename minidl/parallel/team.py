@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from copy import copy
 from functools import partial
 from typing import Any
@@ -40,6 +40,7 @@ from minidl.parallel.engine import STAGES, WIDE, WINDOW, Engine, Job
 from minidl.parallel.layout import CHUNK, Chunk, Layout
 from minidl.parallel.staging import Staging
 from minidl.parallel.state import State, broadcast_state
+from minidl.profiler import clock, hide, phase
 from minidl.tensor import Tensor, make
 
 OVERLAPS = ("none", "backward", "forward")
@@ -92,6 +93,8 @@ class Team(Alone):
         self.sync_batch_norm = sync_batch_norm
         self.staging = staging or Staging()
         self.waited = 0.0                                   # seconds in which this thread waited for others
+        self.last = self.told = 0.0                         # of these, in the last step, and up to it
+        self.hidden = 0.0                                   # seconds of the engine's that were told to be hidden
         self.bound = False
         self.take(communicator)
 
@@ -101,10 +104,15 @@ class Team(Alone):
         self.rank, self.ranks = communicator.rank, communicator.size
         self.talk, self.wire = communicator.duplicate(), communicator.duplicate()       # of this thread, and of the engine's
 
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Spent so far: "exchange", in which the computation waited for others."""
-        return {"exchange": self.waited + (self.arrivals.waited if self.bound else 0.0)}
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Within the block this thread waits for others."""
+        started = time.perf_counter()
+        try:
+            with phase("gradient exchange"):
+                yield
+        finally:
+            self.waited += time.perf_counter() - started
 
     @property
     def cuts(self) -> bool:
@@ -169,6 +177,7 @@ class Team(Alone):
         self.weights = (Layout({}) if self.everyone else self.layout).buffers()       # those that all ranks know
         window = self.window or (WINDOW if self.overlap != "none" else WIDE) + (STAGES if type(self.staging) is not Staging else 0)
         self.engine = Engine(self.wire, self.overlap != "none", window, small=FIRST)
+        self.hidden = 0.0
         self.arrivals = Arrivals(self.learned, self.layout, self.engine, self._update_one if self.updates else None,
                                  None if self.everyone else self._submit_spread, self._set_weights, not self.exchange.codec.lossy)
         watched = self.learned if self.overlap != "none" else {}
@@ -230,6 +239,7 @@ class Team(Alone):
         self.waited += self.arrivals.waited
         self.arrivals.clear()
 
+    @phase("idle")
     def sums(self, numbers: Iterable[float]) -> list[float]:
         return [added(column) for column in self.talk.allgather(np.array(list(numbers), np.float64)).T]
 
@@ -291,6 +301,7 @@ class Team(Alone):
                                     hint="Call listen() before the last backward pass of a minibatch only.")
             self._hand_over(path, leaf.grad.data)           # type: ignore[union-attr]   # it has just become final
 
+    @phase("gradient exchange")
     def _hand_over(self, path: str, g: Array | None) -> None:
         """Give a gradient to the engine, which sends a chunk once it has all of it."""
         chunks = self.layout.holding[path]
@@ -303,7 +314,8 @@ class Team(Alone):
         for chunk in chunks:
             self.lacking[chunk.index] -= 1
             if not self.lacking[chunk.index]:
-                self.engine.submit(of_sum(chunk), self._journey(chunk, self.arrivals.gate, self.ahead))
+                self.engine.submit(of_sum(chunk), self._journey(chunk, self.arrivals.gate, self.ahead), f"sum of chunk {chunk.index}",
+                                   self.gradients.chunk(chunk).nbytes)
                 if self.early and not self.updates:
                     self._submit_spread(chunk, self.arrivals.gate)
 
@@ -314,17 +326,19 @@ class Team(Alone):
         for path, p in self.learned.items():
             if path not in self.handed:
                 self._hand_over(path, None if p.grad is None else p.grad.data)
-        started = time.perf_counter()
-        everyones, present, noted = self._meet(facts, [note for part in notes for note in part])
+        with self.waiting():
+            everyones, present, noted = self._meet(facts, [note for part in notes for note in part])
         self.made = self.ahead                              # those of the step before are all in use
         later = self.overlap == "forward" and clip is None and self.optimizer.separable
         if not later:
-            self.engine.wait()
+            with self.waiting():
+                self.engine.wait()
             if isinstance(self.optimizer, KFAC):
-                self.optimizer.share(self.talk.gather_bytes, self.total, self.rank)
-            self.agree()                                    # nothing has changed yet
+                with phase("curvature"):
+                    self.optimizer.share(self.talk.gather_bytes, self.total, self.rank)
+            with self.waiting():
+                self.agree()                                # nothing has changed yet
             self.exchange.commit()
-        self.waited += time.perf_counter() - started
         commit(noted)
         if later:
             self._update_later(present)
@@ -336,15 +350,16 @@ class Team(Alone):
     def _meet(self, facts: Facts, notes: Notes) -> tuple[Facts, list[str], list[Notes]]:
         """Everyone's facts together, the parameters for which anybody has a gradient, and each rank's notes."""
         packed = pack(self.model, notes) if notes else np.empty(0, np.uint8)
-        header = np.array([facts.loss, facts.right, facts.seen, facts.stop, len(packed),
+        header = np.array([facts.loss, facts.right, facts.seen, facts.stop, len(packed), self._waited_lately(),
                            *(p.grad is not None for p in self.learned.values())], np.float64)
         headers = np.empty((self.ranks, len(header)))
 
         def job() -> Job:
             yield [self.wire.iallgather(header, headers)]
 
-        self.engine.submit(HEADER, job())
+        self.engine.submit(HEADER, job(), "facts of the step", header.nbytes)
         self.engine.wait([HEADER])
+        self._tell_idle(float(headers[:, 5].min()))
         longest, noted = int(headers[:, 4].max()), []
         if longest:
             padded = np.zeros(longest, np.uint8)
@@ -352,8 +367,25 @@ class Team(Alone):
             everyones = self.talk.allgather(padded)
             noted = [unpack(self.model, row[:int(length)]) for row, length in zip(everyones, headers[:, 4])]
         loss, right, seen, stop = (added(headers[:, k]) for k in range(4))
-        present = [path for path, there in zip(self.learned, headers[:, 5:].max(axis=0)) if there]
+        present = [path for path, there in zip(self.learned, headers[:, 6:].max(axis=0)) if there]
         return Facts(loss, int(right), int(seen), bool(stop)), present, noted
+
+    def _waited_lately(self) -> float:
+        """The seconds in which this thread has waited for others since it was asked last: about a step."""
+        waited = self.waited + self.arrivals.waited
+        self.last, self.told = waited - self.told, waited
+        return self.last
+
+    def _tell_idle(self, least: float) -> None:
+        """What the last step's exchange took is what even the last one to come has waited; what this rank has waited longer, it was idle.
+
+        least: the seconds that the one has waited who waited least.
+        """
+        here = clock()
+        if here is not None:
+            here.move(self.last - least, "gradient exchange", "idle")
+        hide("gradient exchange", self.engine.hidden - self.hidden)
+        self.hidden = self.engine.hidden
 
     def total(self, arrays: Sequence[Array]) -> list[Array]:
         """The sums of everyone's arrays, added in the order of the ranks: as gradients are, but never compressed. Every rank calls it."""
@@ -362,7 +394,8 @@ class Team(Alone):
         for k, x in enumerate(arrays):
             buffers[str(k)][...] = backend.to_numpy(x)
         for chunk in layout.chunks:
-            self.engine.submit(self.after + chunk.index, exchange.sum(chunk, buffers.chunk(chunk)))
+            self.engine.submit(self.after + chunk.index, exchange.sum(chunk, buffers.chunk(chunk)), f"sum of curvature {chunk.index}",
+                               buffers.chunk(chunk).nbytes)
         self.engine.wait()
         sums = [backend.of(x).empty_like(x) for x in arrays]
         for k, x in enumerate(sums):
@@ -387,37 +420,40 @@ class Team(Alone):
         """All sums have arrived."""
         self._know()
         if self.updates:
-            for path in self.learned:
-                self._set_gradient(path, path in present)
+            with phase("gradient exchange"):
+                for path in self.learned:
+                    self._set_gradient(path, path in present)
             if clip is not None:
                 clip_grad_norm(self.optimizer.parameters, clip)
-            if self.made is None:
-                self.optimizer.step()
-            else:
-                self._begin_update(present)
-                for path in present:
-                    self._update_one(path)
+            with phase("update"):
+                if self.made is None:
+                    self.optimizer.step()
+                else:
+                    self._begin_update(present)
+                    for path in present:
+                        self._update_one(path)
         if not self.everyone:
-            started = time.perf_counter()
-            if self.updates or not self.early:
-                for chunk in self.layout.chunks:
-                    self._submit_spread(chunk, self.arrivals.gate)
-            self.engine.wait()
-            for path in self.learned:
-                self._set_weights(path)
-            self.waited += time.perf_counter() - started
+            with self.waiting():
+                if self.updates or not self.early:
+                    for chunk in self.layout.chunks:
+                        self._submit_spread(chunk, self.arrivals.gate)
+                self.engine.wait()
+                for path in self.learned:
+                    self._set_weights(path)
 
+    @phase("update")
     def _update_later(self, present: Sequence[str]) -> None:
         """From here on an operation that needs a weight waits for it; the engine's thread updates each as its sum arrives."""
         if not self.early:
-            self.engine.wait([of_spread(chunk) for chunk in self.layout.chunks])        # of the step before
+            with self.waiting():
+                self.engine.wait([of_spread(chunk) for chunk in self.layout.chunks])    # of the step before
         self._know()
         if self.updates:
             self._begin_update(present)
         elif not self.early:
             for chunk in self.layout.chunks:
                 self._submit_spread(chunk, self.arrivals.gate)
-        self.engine.submit(EARLY, self.arrivals.open())
+        self.engine.submit(EARLY, self.arrivals.open(), "weights that came early")
 
     def _begin_update(self, present: Sequence[str]) -> None:
         """One parameter after the other will be updated."""
@@ -465,7 +501,7 @@ class Team(Alone):
                 place, w = self.layout.places[path], backend.to_numpy(weights[path]).reshape(-1)
                 first, stop = max(place.start, chunk.start), min(place.stop, chunk.stop)
                 new[first - chunk.start:stop - chunk.start] = w[first - place.start:stop - place.start]
-        self.engine.submit(of_spread(chunk), self._spread(chunk, known, new, gate))
+        self.engine.submit(of_spread(chunk), self._spread(chunk, known, new, gate), f"spread of chunk {chunk.index}", known.nbytes)
 
     def _spread(self, chunk: Chunk, known: np.ndarray, new: np.ndarray | None, gate: Gate | None) -> Job:
         """What happens to a chunk of new weights."""

@@ -219,11 +219,11 @@ class Observed(Team):
             super().listen(clip)
 
     def update(self, *args: Any, **options: Any) -> Any:
-        before = self.seconds["exchange"]
+        before = self.waited + self.arrivals.waited
         try:
             return super().update(*args, **options)
         finally:
-            self.spent["waited"] += self.seconds["exchange"] - before
+            self.spent["waited"] += self.waited + self.arrivals.waited - before
 
 
 class Clock(Callback):

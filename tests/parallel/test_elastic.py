@@ -116,7 +116,7 @@ def train(communicator, case, spares=None, accumulate=1, callbacks=(), model=Non
     if spares is not None and team.stands_by:
         return None, team
     return state(model, optimizer) | {f"epoch {metrics['epoch']} {name}": x for metrics in history for name, x in metrics.items()
-                                      if "second" not in name}, team
+                                      if not name.endswith(trained.TIMES)}, team
 
 
 def run(function, ranks, kills=None):

@@ -19,7 +19,7 @@ from minidl.nn import Parameter
 from minidl.nn.streams import generators
 from minidl.parallel import Team
 
-TIMES = ("seconds", "second")
+TIMES = ("seconds", "second", "phases", "hidden", "memory")
 
 
 # Models: functions of nothing, which build the same each time

@@ -32,6 +32,7 @@ from minidl.optim.kfac.statistics import FISHERS, Statistics
 from minidl.optim.optimizer import Optimizer, Parameters, check_numbers, parameters_of, register
 from minidl.optim.schedule import Number, value_at
 from minidl.optim.sgd import SGD
+from minidl.profiler import phase
 from minidl.tensor import Tensor, make
 
 SHARINGS = ("expand", "reduce")
@@ -86,7 +87,7 @@ class KFAC(Optimizer):
         if loss is not None and not isinstance(model, Module):
             raise ArgumentError("KFAC: with loss= the model itself is needed, whose output the loss takes", hint="Give the Module.")
         self.damping_scale = 1.0                # Levenberg and Marquardt: what the damping is multiplied by
-        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.seconds = dict.fromkeys(PHASES, 0.0)       # parts of the phase curvature; the last with the KL clip
         self.ranks = 1                          # that train one model: see `share`
         self.total: Total | None = None
         self.reports: list[str] = []            # what went wrong and was mended, and what is not covered
@@ -148,6 +149,7 @@ class KFAC(Optimizer):
         self.inner.zero_grad()
         self.statistics.forget()
 
+    @phase("update")
     def step(self, closure: Callable[[], Any] | None = None) -> None:
         """Update every parameter that has a gradient and is not frozen; gradients stay as they are.
 
@@ -243,7 +245,7 @@ class KFAC(Optimizer):
 
         u^T F u is bounded by u^T (F + damping) u = u . gradient, which costs no more than reading both.
         """
-        with self._timed("preconditioning"):
+        with self._timed("preconditioning", "normalization"):
             unit, bends = self.statistics.unit, {}
             for path, u in directions.items():
                 g = wide(self.parameters[path].grad.data)                               # type: ignore[union-attr]   # it had one
@@ -272,7 +274,8 @@ class KFAC(Optimizer):
         calls it once more for inversion="ekfac", whose scales can only be found once there is a basis. Nothing is called in a step in which
         no average is due, and nothing that a checkpoint takes has changed before step().
         """
-        self.total = total
+        self.total = total = phase("curvature exchange")(total)
+        gather = phase("curvature exchange")(gather)
         if self.statistics.due():
             with self._timed("factors"):
                 told = gather(self.collected())
@@ -394,9 +397,10 @@ class KFAC(Optimizer):
         warnings.warn(f"KFAC: {text}", stacklevel=2)
 
     @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
+    def _timed(self, part: str, whole: str = "curvature") -> Iterator[None]:
         started = time.perf_counter()
         try:
-            yield
+            with phase(f"{whole}/{part}" if whole == "curvature" else whole):
+                yield
         finally:
-            self.seconds[phase] += time.perf_counter() - started
+            self.seconds[part] += time.perf_counter() - started

@@ -1,0 +1,301 @@
+"""Profiler: where time goes, written down while it goes.
+
+A Clock counts the seconds of each phase of training. Only the innermost phase's clock runs, so that the seconds of all phases add up to
+the time that has passed, whatever happens. The training loop always has one. A Recorder writes down, while somebody wants to know, every
+operation, phase and exchange as a small tuple. Nothing is computed here, and nothing shown: that is done afterwards, in profiling/.
+
+A Clock is of one thread, and of the context that made it: ranks may be threads. What another thread does meanwhile (an exchange, the
+making of the next minibatch) takes no time of the loop's, and is told by `hide`.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from threading import get_ident
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from minidl import backend
+from minidl.errors import running
+
+PHASES = ("data", "forward", "backward", "normalization", "gradient exchange", "update", "curvature", "curvature exchange", "idle",
+          "evaluation", "saving", "other")
+WHOLE = frozenset({"evaluation", "saving"})     # phases that keep for themselves what happens in them, all but idle
+MOST = 1_000_000                                # tuples of one kind that a Recorder holds, of about 300 bytes each
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Clock:
+    """The seconds of each phase. now: gives nanoseconds.
+
+    A name may have a part after a slash, "curvature/inverses", whose seconds are also the phase's.
+    """
+
+    def __init__(self, now: Callable[[], int] = time.perf_counter_ns):
+        self.now = now
+        self.thread = get_ident()
+        self.nanoseconds: dict[str, int] = defaultdict(int)
+        self.since = now()
+        self.stack = [("other", self.since)]
+        self.hidden: dict[str, float] = defaultdict(float)          # seconds of communication beside computation
+        self.recorder: Recorder | None = None
+
+    def enter(self, name: str) -> int:
+        """From now on it is this phase's time. Gives what `leave` must be told."""
+        stack = self.stack
+        now, (top, _), depth = self._read(), stack[-1], len(stack)
+        self.nanoseconds[top] += now - self.since
+        self.since = now
+        stack.append((top if top in WHOLE and name != "idle" else name, now))
+        return depth
+
+    def leave(self, depth: int) -> None:
+        """Back to the phase that was before; whatever was entered since and not left, because of an error, is left too."""
+        stack = self.stack
+        now = self._read()
+        self.nanoseconds[stack[-1][0]] += now - self.since
+        self.since = now
+        if self.recorder is not None:
+            name, started = stack[depth]
+            self.recorder.phases.append((started, now, self.thread, name, depth, self.recorder.peak()))
+        del stack[depth:]
+
+    def _read(self) -> int:
+        if self.recorder is not None and self.recorder.devices:
+            self.recorder.settle()              # what was begun in a phase is its own
+        return self.now()
+
+    def read(self, parts: bool = False) -> dict[str, float]:
+        """The seconds of each phase so far, the present one's too. parts: under their names with the part, too."""
+        found: dict[str, float] = defaultdict(float)
+        present = {self.stack[-1][0]: self.now() - self.since}
+        for name in [*self.nanoseconds, *(name for name in present if name not in self.nanoseconds)]:
+            seconds = (self.nanoseconds.get(name, 0) + present.get(name, 0)) / 1e9
+            found[name.partition("/")[0]] += seconds
+            if parts and "/" in name:
+                found[name] += seconds
+        return dict(found)
+
+    def move(self, seconds: float, source: str, to: str) -> None:
+        """So many seconds, and no more than there are, were another phase's, as is known only now."""
+        moved = min(int(seconds * 1e9), self.nanoseconds[source])
+        self.nanoseconds[source] -= moved
+        self.nanoseconds[to] += moved
+
+
+_clock: ContextVar[Clock | None] = ContextVar("clock", default=None)
+
+
+def clock() -> Clock | None:
+    """The Clock of this thread and context."""
+    found = _clock.get()
+    return found if found is not None and found.thread == get_ident() else None
+
+
+@contextmanager
+def counting(now: Callable[[], int] = time.perf_counter_ns) -> Iterator[Clock]:
+    """Within the block there is a Clock: the one that is there, or a new one. As a decorator, for each call of a function."""
+    found = clock()
+    if found is not None:
+        yield found
+        return
+    outer = _clock.get()
+    token = _clock.set(Clock(now))
+    if outer is not None:                       # of the thread that has started this one: who writes down its work writes down this too
+        cast(Clock, _clock.get()).recorder = outer.recorder
+    try:
+        yield cast(Clock, _clock.get())
+    finally:
+        _clock.reset(token)
+
+
+class phase:
+    """Within the block it is this phase's time, if somebody counts: `with phase("update"):`, or as a decorator."""
+
+    __slots__ = ("clock", "depth", "name")
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __enter__(self) -> None:
+        self.clock = clock()
+        if self.clock is not None:
+            self.depth = self.clock.enter(self.name)
+
+    def __exit__(self, *error: Any) -> None:
+        if self.clock is not None:
+            self.clock.leave(self.depth)
+
+    def __call__(self, function: F) -> F:
+        @functools.wraps(function)
+        def inside(*args: Any, **kwargs: Any) -> Any:
+            with phase(self.name):
+                return function(*args, **kwargs)
+
+        return cast(F, inside)
+
+
+def hide(name: str, seconds: float) -> None:
+    """So many seconds of communication went on beside the computation of this thread."""
+    found = clock()
+    if found is not None:
+        found.hidden[name] += seconds
+
+
+def recorder() -> Recorder | None:
+    """Who writes down what this thread does, if anybody."""
+    found = clock()
+    return None if found is None else found.recorder
+
+
+def peak_memory(device: str = "cpu") -> int:
+    """The most bytes that this process has had so far: in main memory, or of a GPU's, as far as its array library knows; 0 if unknown."""
+    if device != "cpu":
+        return backend.peak_memory(device)
+    try:
+        import resource
+    except ImportError:                                     # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class Recorder:
+    """What happens, as tuples, in the order in which it ends. Times are nanoseconds, or what a device makes of the moment.
+
+        operations  (start, end, thread, Function class, layers, shapes of the arguments, shape of the result, bytes moved, bytes made)
+        rules       (start, end, thread, Function class, layers, rule, number of the argument, shapes of the result, of y and of the other
+                     factor, bytes moved, bytes made)
+        updates     (start, end, thread, what, path of the parameter, bytes moved)
+        phases      (start, end, thread, name, depth, peak memory)
+        jobs        (start, end, thread, name, bytes): of the exchange
+        kept        (layers, Function class, bytes): for the backward pass
+
+    `layers` is the stack of modules that were running (see errors.running); their paths are looked up afterwards.
+    """
+
+    def __init__(self) -> None:
+        self.operations: list[tuple] = []
+        self.rules: list[tuple] = []
+        self.updates: list[tuple] = []
+        self.phases: list[tuple] = []
+        self.jobs: list[tuple] = []
+        self.kept: list[tuple] = []
+        self.devices: dict[type, backend.Library] = {}      # libraries of arrays whose work goes on while Python does
+        self.zeros: dict[type, tuple[int, Any]] = {}        # of each, a moment by both clocks
+        self.seen: set[int] = set()                         # arrays that are kept already, by id, until the next backward pass is over
+
+    def now(self, library: Any) -> Any:
+        """This moment, on the device of the arrays of this type."""
+        if library is np.ndarray or library is None:
+            return time.perf_counter_ns()
+        found = self.devices.get(library)
+        if found is None:
+            known = backend._by_type.get(library)
+            if known is None or known.event is None:
+                return time.perf_counter_ns()
+            found = self.devices[library] = known
+            found.synchronize()
+            self.zeros[library] = time.perf_counter_ns(), found.event()         # type: ignore[misc]   # it has one
+        return library, found.event()                       # type: ignore[misc]
+
+    def settle(self) -> None:
+        """Wait for the devices."""
+        for library in self.devices.values():
+            library.synchronize()
+
+    def peak(self) -> int:
+        """The most bytes so far: of the devices, if there are any, else in main memory."""
+        return sum(library.peak_memory() for library in self.devices.values()) if self.devices else peak_memory()
+
+    def nanoseconds(self, moment: Any) -> int:
+        """A moment that `now` gave, on this process's clock."""
+        if type(moment) is not tuple:
+            return moment
+        library, event = moment
+        at, zero = self.zeros[library]
+        return at + int(1e6 * self.devices[library].elapsed(zero, event))       # type: ignore[misc]
+
+    # What the engine tells
+
+    def operation(self, started: Any, function: type, arrays: list[Any], y: Any, library: Any) -> None:
+        """A Function was called, and is over."""
+        ended = self.now(library)
+        if len(self.operations) >= MOST:
+            return
+        outputs = y if type(y) is tuple else (y,)
+        made = moved = 0
+        for part in outputs:
+            if getattr(part, "base", None) is None or not any(_same_memory(part, x) for x in arrays):
+                made += getattr(part, "nbytes", 0)
+        shapes = []
+        for x in arrays:
+            if type(x) is library:
+                moved += x.nbytes
+                shapes.append(x.shape)
+            else:
+                shapes.append(())
+        self.operations.append((started, ended, get_ident(), function, running.get(), tuple(shapes), getattr(outputs[0], "shape", ()),
+                                moved + made if made else 0, made))
+
+    def rule(self, started: Any, node: Any, function: Any, step: Any, args: list[Any], result: Any) -> None:
+        """A gradient rule, or a method that rules share, is over."""
+        ended = self.now(type(args[0]))
+        if len(self.rules) >= MOST:
+            return
+        moved, size = 0, getattr(result, "nbytes", 0)
+        for x in args:
+            moved += getattr(x, "nbytes", 0)
+        made = size
+        if result is args[0] or (getattr(result, "base", None) is not None and any(_same_memory(result, x) for x in args)):
+            made = 0
+            moved, size = (moved, size) if step.out else (0, 0)         # written in place, or only looked at in another way
+        other: tuple[int, ...] = ()
+        if function.multiply_adds is not None and step.i < 2 and not step.shared:
+            name = function.plan.args[1 - step.i]
+            other = getattr(args[step.names.index(name)], "shape", ()) if name in step.names else ()
+        self.rules.append((started, ended, get_ident(), type(function), node.stack, step.shared or f"grad_{function.label(step.i)}", step.i,
+                           getattr(result, "shape", ()), node.like[0][0], other, moved + size, made))
+
+    def job(self, started: int, name: str, size: int) -> None:
+        """The exchange has finished a job."""
+        if len(self.jobs) < MOST:
+            self.jobs.append((started, time.perf_counter_ns(), get_ident(), name, size))
+
+    def update(self, started: Any, rule: type, path: str, w: Any, g: Any, state: dict[str, Any]) -> None:
+        """An optimizer has changed a parameter and what it remembers of it."""
+        ended = self.now(type(w))
+        if len(self.updates) < MOST:
+            moved = 2 * (w.nbytes + sum(x.nbytes for x in state.values())) + g.nbytes
+            self.updates.append((started, ended, get_ident(), rule.__name__.lower(), path, moved))
+
+    def keeps(self, node: Any, xs: tuple) -> None:
+        """A Node keeps arrays. Parameters are there anyway, and what another Node keeps is counted there."""
+        if len(self.kept) >= MOST:
+            return
+        own = {id(x._data) for x in xs if getattr(x, "_requires_grad", False) and x.node is None}
+        total = 0
+        for _, x in node.kept():
+            whole = id(x if x.base is None else x.base)
+            if whole not in self.seen and id(x) not in own:
+                self.seen.add(whole)
+                total += x.nbytes
+        if total:
+            self.kept.append((node.stack, type(node.function), total))
+
+    def walked(self) -> None:
+        """A backward pass is over, and what was kept for it is gone."""
+        self.seen.clear()
+
+
+def _same_memory(y: Any, x: Any) -> bool:
+    """Whether y is x or a view of what x is or views."""
+    base = getattr(y, "base", None)
+    return y is x or (base is not None and (base is x or base is getattr(x, "base", None)))

@@ -1,0 +1,297 @@
+"""profile(): a block whose time and memory are measured, and the Profile that tells of them.
+
+While the block runs tuples are appended to lists, and that is all. Everything else (paths of layers, operations a second, shares) is
+found out when somebody asks, once the block is over.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, astuple, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+from minidl.errors import ArgumentError
+from minidl.modes import mode
+from minidl.profiler import Recorder, counting, peak_memory
+from minidl.profiling import ranks, rows, table
+from minidl.profiling.events import Event, Kept, events_of
+from minidl.profiling.trace import trace
+
+
+def profile() -> Profile:
+    """Measure where time and memory go, in whatever is done in a block: `with minidl.profile() as p:`.
+
+    After it `print(p)` shows a table whose first line names the bottleneck; `p.phases`, `p.layers` and `p.operations` are its rows, and
+    `p.trace("trace.json")` writes a file for Perfetto. What is measured is this thread, and threads that are started in the block. Let a
+    first pass go before: kernels may be compiled in it.
+
+    >>> from minidl import functions as F, nn
+    >>> model = nn.Sequential(nn.Affine(4, 8, generator=0), nn.ReLU(), nn.Affine(8, 2, generator=0))
+    >>> with profile() as p:
+    ...     F.softmax_cross_entropy(model(np.ones((3, 4), np.float32)), np.zeros(3, int)).backward()
+    >>> [(row.layer, row.name, row.calls) for row in p.operations if row.direction == "forward"][0][2]
+    1
+    """
+    return Profile()
+
+
+@dataclass
+class Found:
+    """What one process has measured. begun: when, in nanoseconds by its own clock."""
+
+    begun: int
+    seconds: float
+    recorded: float                                     # of these, seconds in which operations were written down
+    phases: dict[str, float]
+    hidden: dict[str, float]
+    memory: dict[str, tuple[int, int]] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
+
+
+class Profile:
+    """What was measured: see `profile`. Times are in seconds, sizes in bytes.
+
+    A `with` block measures all of itself. `pause` and `resume` within it say when operations are written down; phases are counted
+    always. steps: training steps that were written down, skipped: seconds before that are not counted, if whoever measures says so.
+    """
+
+    def __init__(self) -> None:
+        self.steps, self.skipped = 0, 0.0
+        self.ranks = 1
+        self.alignment: list[tuple[float, float]] = []          # of each rank: how far its clock is ahead, and how wrong that may be
+        self.others: list[Found] = []                           # what other processes have measured, on this one's clock
+        self._recorder: Recorder | None = None
+        self._found: Found | None = None
+        self._closing = ExitStack()
+
+    # While it is measured
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Begin to measure."""
+        if self._recorder is not None:
+            raise ArgumentError("profile: this one has been begun already", hint="Make another one: minidl.profile().")
+        self._clock = self._closing.enter_context(counting())
+        self._recorder = mode.get().recorder or Recorder()      # of a profile around this one
+        self._peak = peak_memory()
+        self._phases, self._hidden = self._clock.read(parts=True), dict(self._clock.hidden)
+        self._begun = time.perf_counter_ns()
+        self._ended = 0
+        self._windows: list[tuple[int, int]] = []
+        self._opened = 0
+        self._place = len(self._recorder.phases)
+        self.resume()
+
+    def resume(self) -> None:
+        """Write operations down from here on."""
+        if not self._opened and self._recorder is not None:
+            self._before = mode.get().recorder, self._clock.recorder
+            mode.set(replace(mode.get(), recorder=self._recorder))
+            self._clock.recorder = self._recorder
+            self._opened = time.perf_counter_ns()
+
+    def pause(self) -> None:
+        """Write no operations down until `resume`."""
+        if self._opened and self._recorder is not None:
+            self._recorder.settle()
+            now = time.perf_counter_ns()
+            for depth, (name, started) in enumerate(self._clock.stack[1:], 1):          # phases that are not over
+                self._recorder.phases.append((max(started, self._opened), now, self._clock.thread, name, depth, self._recorder.peak()))
+            mode.set(replace(mode.get(), recorder=self._before[0]))
+            self._clock.recorder = self._before[1]
+            self._windows.append((self._opened, now))
+            self._opened = 0
+
+    def stop(self) -> None:
+        """It is over."""
+        if not self._ended:
+            self.pause()
+            self._ended = time.perf_counter_ns()
+            self._found = self._find()
+            self._closing.close()
+            self._recorder = None                       # what it holds has been read
+
+    def _find(self) -> Found:
+        """What there is so far."""
+        if self._recorder is None:
+            raise ArgumentError("profile: nothing was measured", hint="Use it as a block: with minidl.profile() as p: ...")
+        recorder, now = self._recorder, self._ended or time.perf_counter_ns()
+        spent, hidden = self._clock.read(parts=True), dict(self._clock.hidden)      # before anything is computed from it
+        windows = [*self._windows, *([(self._opened, now)] if self._opened else [])]
+        names = {thread.ident: thread.name for thread in threading.enumerate() if thread.ident is not None}
+        events, kept = events_of(recorder, self._begun, now, self._clock.thread, 0, names)
+        phases = {name: seconds - self._phases.get(name, 0.0) for name, seconds in spent.items()}
+        recognised(phases, events)
+        return Found(self._begun, sum(seconds for name, seconds in phases.items() if "/" not in name),
+                     sum(end - start for start, end in windows) / 1e9, phases,
+                     {name: seconds - self._hidden.get(name, 0.0) for name, seconds in hidden.items()},
+                     risen(recorder.phases[self._place:], self._clock.thread, self._peak), events, kept)
+
+    # What was measured
+
+    @property
+    def found(self) -> Found:
+        """What this process has measured; so far, if it is not over."""
+        return self._found if self._found is not None else self._find()
+
+    @property
+    def seconds(self) -> float:
+        """All time that was measured: the sum of the phases that are not hidden."""
+        return self.found.seconds
+
+    @property
+    def recorded(self) -> float:
+        """Of that, seconds in which operations were written down."""
+        return self.found.recorded
+
+    @property
+    def phases(self) -> list[rows.Phase]:
+        """A row for each phase, what costs most first, and below them those of hidden communication."""
+        found = self.found
+        return rows.phases(found.phases, found.hidden, found.memory)
+
+    @property
+    def operations(self) -> list[rows.Operation]:
+        """A row for each layer, operation and direction, what costs most first."""
+        found = self.found
+        return rows.operations(found.events, found.kept, found.recorded)
+
+    @property
+    def layers(self) -> list[rows.Layer]:
+        """A row for each layer, what costs most first."""
+        return rows.layers(self.operations)
+
+    @property
+    def gaps(self) -> dict[str, float]:
+        """Seconds of each phase in which no operation ran, of those that are `recorded`."""
+        found = self.found
+        return between(found.events, found.recorded)
+
+    def events(self) -> Iterator[Event]:
+        """Everything that was written down, of all ranks, in seconds from the beginning: to draw from."""
+        yield from self.found.events
+        for other in self.others:
+            yield from other.events
+
+    def bottleneck_found(self) -> rows.Bottleneck:
+        """What costs most, with what can be tried."""
+        return rows.bottleneck(self.phases, self.operations, self.gaps, self.recorded)
+
+    def bottleneck(self) -> str:
+        """What costs most, in one sentence."""
+        return str(self.bottleneck_found())
+
+    # How it is shown
+
+    def table(self, width: int = 80, most: int = table.MOST) -> str:
+        """The bottleneck, the phases, and the `most` operations that cost most, as text."""
+        return "\n".join(line for line, _ in table.lines(self, width, most))
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        import html
+
+        return f"<pre>{html.escape(self.table(100))}</pre>"
+
+    def data(self) -> dict[str, Any]:
+        """All rows, as JSON can hold them."""
+        most = self.bottleneck_found()
+        every = [self.found, *self.others]
+        return {
+            "bottleneck": str(most), "hint": most.hint, "seconds": self.seconds, "recorded": self.recorded, "steps": self.steps,
+            "skipped": self.skipped,
+            "phases": [asdict(row) for row in self.phases],
+            "layers": [asdict(row) for row in self.layers],
+            "operations": [asdict(row) | {"gflops": row.gflops, "gbytes": row.gbytes} for row in self.operations],
+            "gaps": self.gaps,
+            "ranks": [{"rank": rank, "seconds": each.seconds, "phases": each.phases, "hidden": each.hidden}
+                      for rank, each in enumerate(every)],
+            "clocks": [{"ahead": ahead, "error": error} for ahead, error in self.alignment],
+        }
+
+    def trace(self, path: str | Path) -> None:
+        """Write a file for Perfetto (ui.perfetto.dev) and Chrome (chrome://tracing)."""
+        content = trace(self.events(), {"bottleneck": self.bottleneck(), "seconds": self.seconds,
+                                        "clock errors, seconds": [error for _, error in self.alignment]})
+        Path(path).write_text(json.dumps(content) + "\n")
+
+    # Many processes
+
+    def gather(self, communicator: Any) -> None:
+        """Bring everyone's profile to the first rank, on its clock. Every rank calls it, when its own is over."""
+        begun = ranks.offsets(communicator)
+        mine = self.found
+        told = json.dumps([asdict(replace(mine, events=[], kept=[])), [astuple(event) for event in mine.events]]).encode()
+        everyones = communicator.gather_bytes(told)
+        if communicator.rank:
+            return
+        self.ranks = communicator.size
+        self.alignment = [(ahead / 1e9, error / 1e9) for ahead, error in begun]
+        self.others = []
+        for rank, (each, (ahead, _)) in enumerate(zip(everyones, begun)):
+            if rank:
+                about, events = json.loads(each)
+                other = Found(**about)
+                later = (other.begun - ahead - mine.begun) / 1e9
+                other.events = [moved(Event(*event), rank, later) for event in events]
+                self.others.append(other)
+
+
+def moved(event: Event, rank: int, later: float) -> Event:
+    """An event of another rank, on this one's clock."""
+    event.rank, event.start, event.end = rank, event.start + later, event.end + later
+    return event
+
+
+def recognised(phases: dict[str, float], events: list[Event]) -> None:
+    """In code that names no phases an operation that is called is part of a forward pass."""
+    spent = sum(event.seconds for event in events
+                if event.category == "operation" and event.outer and event.phase == "other" and event.thread == "computation")
+    spent = min(spent, phases.get("other", 0.0))
+    if spent:
+        phases["other"] -= spent
+        phases["forward"] = phases.get("forward", 0.0) + spent
+
+
+def between(events: list[Event], recorded: float) -> dict[str, float]:
+    """Seconds of each phase in which no operation ran."""
+    own: dict[str, float] = defaultdict(float)
+    own["other"] = recorded
+    stack: list[Event] = []
+    for event in events:
+        if event.thread != "computation" or event.category == "layer" or not event.outer:
+            continue
+        while stack and stack[-1].end <= event.start:
+            stack.pop()
+        parent = stack[-1].name.partition("/")[0] if stack else "other"
+        own[parent] -= event.seconds
+        if event.category == "phase":
+            own[event.name.partition("/")[0]] += event.seconds
+            stack.append(event)
+    return {name: seconds for name, seconds in own.items() if seconds > 1e-9}
+
+
+def risen(left: list[tuple], thread: int, before: int) -> dict[str, tuple[int, int]]:
+    """The most bytes that the process had had at the end of each phase, and by how much they rose in it."""
+    found: dict[str, tuple[int, int]] = {}
+    for _, _, owner, name, _, peak in left:
+        if owner == thread:
+            name = name.partition("/")[0]
+            found[name] = peak, found.get(name, (0, 0))[1] + max(peak - before, 0)
+            before = max(before, peak)
+    return found

@@ -1,0 +1,113 @@
+"""The table: a profile as lines of text, that fit a terminal, each with a style."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from minidl.profiling.profile import Profile
+
+MOST = 20                   # rows of operations; what is left over is one row
+
+Line = tuple[str, str]      # a text, and a style of Rich's
+
+
+def lines(profile: Profile, width: int = 80, most: int = MOST) -> list[Line]:
+    """The bottleneck, the phases, and the operations, what costs most first."""
+    found = profile.bottleneck_found()
+    text: list[Line] = [(str(found), "bold")]
+    if found.hint:
+        text.append((f"Try: {found.hint}", ""))
+    text += [("", ""), (recorded(profile), "dim"), ("", ""), *phase_lines(profile)]
+    if profile.operations:
+        text += [("", ""), *operation_lines(profile, width, most)]
+    return [(cut, style) for line, style in text for cut in wrapped(line, width)]
+
+
+def recorded(profile: Profile) -> str:
+    """What was looked at."""
+    steps = f"{profile.steps} steps, " if profile.steps else ""
+    words = f"{clear(profile.seconds)} measured"
+    if profile.recorded < 0.995 * profile.seconds:
+        words += f"; its operations in {steps}{clear(profile.recorded)}"
+    elif steps:
+        words = steps + words
+    if profile.skipped:
+        words += f"; before it {clear(profile.skipped)} in which kernels may be compiled, not counted"
+    return words + (f"; {profile.ranks} processes, these are the numbers of the first" if profile.ranks > 1 else "")
+
+
+def phase_lines(profile: Profile) -> list[Line]:
+    """The phases, with those of hidden communication below."""
+    rows: list[Line] = [(f"  {'phase':<30}{'share':>9}{'seconds':>11}{'peak memory':>15}", "bold")]
+    for phase in profile.phases:
+        peak = size(phase.peak) if phase.peak and not phase.hidden else ""
+        name = f"{phase.name}, hidden" if phase.hidden else phase.name
+        share = "beside" if phase.hidden else percent(phase.share)
+        rows.append((f"  {name:<30}{share:>9}{phase.seconds:>11.3f}{peak:>15}".rstrip(), "dim" if phase.hidden else ""))
+        for part, seconds in sorted(phase.parts.items(), key=lambda item: -item[1]):
+            rows.append((f"    {part:<28}{percent(seconds / profile.seconds):>9}{seconds:>11.3f}", "dim"))
+    rows.append((f"  {'together':<30}{percent(1.0):>9}{profile.seconds:>11.3f}", "bold"))
+    return rows
+
+
+def operation_lines(profile: Profile, width: int, most: int) -> list[Line]:
+    """The operations, and what lies between them."""
+    found = profile.operations
+    shown = [(row, row.name if row.direction in ("forward", "backward", "update") else f"{row.name} ({row.direction[:4]}.)")
+             for row in found[:most]]
+    room = max(12, min(max(len(row.layer) for row, _ in shown) + 2, width - 57))
+    wide = max(12, min(max(len(name) for _, name in shown) + 1, width - 38 - room))
+    rows: list[Line] = [(f"  {'layer':<{room}}{'operation':<{wide}}{'share':>7}{'calls':>7}{'ms/call':>8}{'GFLOP/s':>8}{'GB/s':>6}",
+                         "bold")]
+    for row, name in shown:
+        left = f"  {fitted(row.layer or '-', room - 1):<{room}}{shortened(name, wide - 1):<{wide}}{percent(row.share):>7}"
+        rows.append((f"{left}{row.calls:>7}{1e3 * row.seconds / row.calls:>8.3f}{some(row.gflops):>8}{some(row.gbytes):>6}".rstrip(), ""))
+    rest = found[most:]
+    if rest:
+        rows.append((f"  {f'and {len(rest)} more':<{room + wide}}{percent(sum(row.share for row in rest)):>7}", "dim"))
+    between = sum(profile.gaps.values()) / profile.recorded if profile.recorded else 0.0
+    rows.append((f"  {'in no operation':<{room + wide}}{percent(between):>7}", "dim"))
+    return rows
+
+
+def shortened(name: str, room: int) -> str:
+    """An operation's name in so many letters; of one that is too long its rule is left, and the beginning of the first word."""
+    first, blank, rest = name.partition(" ")
+    return name if len(name) <= room else f"{first[:max(room - len(blank + rest) - 1, 1)]}…{blank}{rest}"
+
+
+def percent(share: float) -> str:
+    """0.312 as '31.2 %'."""
+    return f"{100 * share:.1f} %"
+
+
+def some(x: float) -> str:
+    """A number in three digits or so; nothing for none."""
+    return "" if not x else f"{x:.0f}" if x >= 100 else f"{x:.1f}" if x >= 1 else f"{x:.2f}"
+
+
+def clear(seconds: float) -> str:
+    """Seconds in words."""
+    return f"{seconds:.1f} s" if seconds >= 10 else f"{seconds:.3f} s"
+
+
+def size(count: int) -> str:
+    """Bytes in words."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def fitted(text: str, room: int) -> str:
+    """A text in so many letters; of one that is too long the end is left, which tells layers apart."""
+    return text if len(text) <= room else "…" + text[len(text) - room + 1:]
+
+
+def wrapped(line: str, width: int) -> list[str]:
+    """A sentence in lines that fit; what stands in columns is left as it is."""
+    if line.startswith("  ") or len(line) <= width:
+        return [line]
+    import textwrap
+
+    return textwrap.wrap(line, width, subsequent_indent="  ", break_on_hyphens=False)
+
+
