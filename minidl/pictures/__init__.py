@@ -7,10 +7,13 @@ imported when something is drawn.
 from minidl.pictures.convolution import patches, pooling, window
 from minidl.pictures.curves import curves, learning_curves
 from minidl.pictures.feature_maps import feature_maps
+from minidl.pictures.graph import backward_steps, draw
+from minidl.pictures.im2col import im2col_matrix
 from minidl.pictures.images import confusion, filters, images, mistakes
 from minidl.pictures.landscapes import landscape
 from minidl.pictures.matrices import matrices
 from minidl.pictures.picture import Picture, canvas
+from minidl.pictures.scaling import bars, scaling
 
-__all__ = ["Picture", "canvas", "confusion", "curves", "feature_maps", "filters", "images", "landscape", "learning_curves", "matrices",
-           "mistakes", "patches", "pooling", "window"]
+__all__ = ["Picture", "backward_steps", "bars", "canvas", "confusion", "curves", "draw", "feature_maps", "filters", "im2col_matrix",
+           "images", "landscape", "learning_curves", "matrices", "mistakes", "patches", "pooling", "scaling", "window"]
