@@ -60,6 +60,17 @@ def check(answer: Any, expected: Any, *, on: Sequence[Any] | None = None, hint: 
     return Verdict("right", "")
 
 
+def predicted(prediction: Any) -> str:
+    """What somebody has predicted, in words to stand beside the truth; None or `...` where nobody has.
+
+    >>> predicted(324), predicted(None)
+    ('you predicted 324', 'you made no prediction')
+    """
+    if _is_open(prediction):
+        return "you made no prediction"
+    return f"you predicted {prediction:,}" if isinstance(prediction, int | float) else f"you predicted {prediction}"
+
+
 def check_gradient(gradient: Callable[..., Any], function: Callable[..., Any], *xs: Any, hint: str = "", close: float = 1e-5) -> Verdict:
     """Whether gradient(*xs) is that of the number function(*xs), by central differences in float64.
 
