@@ -68,7 +68,8 @@ def predicted(prediction: Any) -> str:
     """
     if _is_open(prediction):
         return "you made no prediction"
-    return f"you predicted {prediction:,}" if isinstance(prediction, int | float) else f"you predicted {prediction}"
+    number = isinstance(prediction, int | float) and not isinstance(prediction, bool)
+    return f"you predicted {prediction:,}" if number else f"you predicted {prediction}"
 
 
 def check_gradient(gradient: Callable[..., Any], function: Callable[..., Any], *xs: Any, hint: str = "", close: float = 1e-5) -> Verdict:
