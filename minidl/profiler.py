@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import functools
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import get_ident
+from time import perf_counter_ns
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -25,10 +25,19 @@ import numpy as np
 from minidl import backend
 from minidl.errors import running
 
+resource: Any
+try:
+    import resource
+except ImportError:                             # Windows
+    resource = None
+
 PHASES = ("data", "forward", "backward", "normalization", "gradient exchange", "update", "curvature", "curvature exchange", "idle",
           "evaluation", "saving", "other")
 WHOLE = frozenset({"evaluation", "saving"})     # phases that keep for themselves what happens in them, all but idle
 MOST = 1_000_000                                # tuples of one kind that a Recorder holds, of about 300 bytes each
+
+SCALARS = (int, float, bool, type(None))
+LONG = 100_000                                  # nanoseconds: after shorter phases nobody asks the system how much memory there is
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,7 +48,7 @@ class Clock:
     A name may have a part after a slash, "curvature/inverses", whose seconds are also the phase's.
     """
 
-    def __init__(self, now: Callable[[], int] = time.perf_counter_ns):
+    def __init__(self, now: Callable[[], int] = perf_counter_ns):
         self.now = now
         self.thread = get_ident()
         self.nanoseconds: dict[str, int] = defaultdict(int)
@@ -65,7 +74,7 @@ class Clock:
         self.since = now
         if self.recorder is not None:
             name, started = stack[depth]
-            self.recorder.phases.append((started, now, self.thread, name, depth, self.recorder.peak()))
+            self.recorder.phases.append((started, now, self.thread, name, depth, self.recorder.peak() if now - started > LONG else 0))
         del stack[depth:]
 
     def _read(self) -> int:
@@ -101,7 +110,7 @@ def clock() -> Clock | None:
 
 
 @contextmanager
-def counting(now: Callable[[], int] = time.perf_counter_ns) -> Iterator[Clock]:
+def counting(now: Callable[[], int] = perf_counter_ns) -> Iterator[Clock]:
     """Within the block there is a Clock: the one that is there, or a new one. As a decorator, for each call of a function."""
     found = clock()
     if found is not None:
@@ -160,9 +169,7 @@ def peak_memory(device: str = "cpu") -> int:
     """The most bytes that this process has had so far: in main memory, or of a GPU's, as far as its array library knows; 0 if unknown."""
     if device != "cpu":
         return backend.peak_memory(device)
-    try:
-        import resource
-    except ImportError:                                     # Windows
+    if resource is None:
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
@@ -171,10 +178,10 @@ class Recorder:
     """What happens, as tuples, in the order in which it ends. Times are nanoseconds, or what a device makes of the moment.
 
         operations  (start, end, thread, Function class, layers, shapes of the arguments, shape of the result, bytes moved, bytes made)
-        rules       (start, end, thread, Function class, layers, rule, number of the argument, shapes of the result, of y and of the other
-                     factor, bytes moved, bytes made)
+        rules       (start, end, thread, Function class, layers, Step, shape of the result, of y, and of a product's other factor,
+                     bytes moved, bytes made)
         updates     (start, end, thread, what, path of the parameter, bytes moved)
-        phases      (start, end, thread, name, depth, peak memory)
+        phases      (start, end, thread, name, depth, peak memory, or 0)
         jobs        (start, end, thread, name, bytes): of the exchange
         kept        (layers, Function class, bytes): for the backward pass
 
@@ -195,15 +202,15 @@ class Recorder:
     def now(self, library: Any) -> Any:
         """This moment, on the device of the arrays of this type."""
         if library is np.ndarray or library is None:
-            return time.perf_counter_ns()
+            return perf_counter_ns()
         found = self.devices.get(library)
         if found is None:
             known = backend._by_type.get(library)
             if known is None or known.event is None:
-                return time.perf_counter_ns()
+                return perf_counter_ns()
             found = self.devices[library] = known
             found.synchronize()
-            self.zeros[library] = time.perf_counter_ns(), found.event()         # type: ignore[misc]   # it has one
+            self.zeros[library] = perf_counter_ns(), found.event()         # type: ignore[misc]   # it has one
         return library, found.event()                       # type: ignore[misc]
 
     def settle(self) -> None:
@@ -227,14 +234,10 @@ class Recorder:
 
     def operation(self, started: Any, function: type, arrays: list[Any], y: Any, library: Any) -> None:
         """A Function was called, and is over."""
-        ended = self.now(library)
+        ended = self.now(library) if self.devices else perf_counter_ns()
         if len(self.operations) >= MOST:
             return
-        outputs = y if type(y) is tuple else (y,)
-        made = moved = 0
-        for part in outputs:
-            if getattr(part, "base", None) is None or not any(_same_memory(part, x) for x in arrays):
-                made += getattr(part, "nbytes", 0)
+        moved = made = 0
         shapes = []
         for x in arrays:
             if type(x) is library:
@@ -242,32 +245,37 @@ class Recorder:
                 shapes.append(x.shape)
             else:
                 shapes.append(())
-        self.operations.append((started, ended, get_ident(), function, running.get(), tuple(shapes), getattr(outputs[0], "shape", ()),
+        outputs = y if type(y) is tuple else (y,)
+        for part in outputs:
+            if type(part) is library and (part.base is None or not _among(part, arrays)):
+                made += part.nbytes
+        self.operations.append((started, ended, get_ident(), function, running.get(), shapes, getattr(outputs[0], "shape", ()),
                                 moved + made if made else 0, made))
 
     def rule(self, started: Any, node: Any, function: Any, step: Any, args: list[Any], result: Any) -> None:
         """A gradient rule, or a method that rules share, is over."""
-        ended = self.now(type(args[0]))
+        ended = self.now(type(args[0])) if self.devices else perf_counter_ns()
         if len(self.rules) >= MOST:
             return
-        moved, size = 0, getattr(result, "nbytes", 0)
+        moved = 0
         for x in args:
             moved += getattr(x, "nbytes", 0)
-        made = size
-        if result is args[0] or (getattr(result, "base", None) is not None and any(_same_memory(result, x) for x in args)):
-            made = 0
-            moved, size = (moved, size) if step.out else (0, 0)         # written in place, or only looked at in another way
-        other: tuple[int, ...] = ()
+        made = getattr(result, "nbytes", 0)
+        if result is args[0] or (getattr(result, "base", None) is not None and _among(result, args)):
+            moved, made = (moved + made if step.out else 0), 0          # written in place, or only looked at in another way
+        else:
+            moved += made
+        other = None
         if function.multiply_adds is not None and step.i < 2 and not step.shared:
             name = function.plan.args[1 - step.i]
-            other = getattr(args[step.names.index(name)], "shape", ()) if name in step.names else ()
-        self.rules.append((started, ended, get_ident(), type(function), node.stack, step.shared or f"grad_{function.label(step.i)}", step.i,
-                           getattr(result, "shape", ()), node.like[0][0], other, moved + size, made))
+            other = getattr(args[step.names.index(name)], "shape", None) if name in step.names else None
+        self.rules.append((started, ended, get_ident(), type(function), node.stack, step, getattr(result, "shape", ()), node.like[0][0],
+                           other, moved, made))
 
     def job(self, started: int, name: str, size: int) -> None:
         """The exchange has finished a job."""
         if len(self.jobs) < MOST:
-            self.jobs.append((started, time.perf_counter_ns(), get_ident(), name, size))
+            self.jobs.append((started, perf_counter_ns(), get_ident(), name, size))
 
     def update(self, started: Any, rule: type, path: str, w: Any, g: Any, state: dict[str, Any]) -> None:
         """An optimizer has changed a parameter and what it remembers of it."""
@@ -278,15 +286,19 @@ class Recorder:
 
     def keeps(self, node: Any, xs: tuple) -> None:
         """A Node keeps arrays. Parameters are there anyway, and what another Node keeps is counted there."""
-        if len(self.kept) >= MOST:
+        saved = node.saved
+        if not saved or len(self.kept) >= MOST:
             return
-        own = {id(x._data) for x in xs if getattr(x, "_requires_grad", False) and x.node is None}
-        total = 0
-        for _, x in node.kept():
-            whole = id(x if x.base is None else x.base)
-            if whole not in self.seen and id(x) not in own:
-                self.seen.add(whole)
-                total += x.nbytes
+        seen, total = self.seen, 0
+        for x in xs:
+            if type(x) not in SCALARS and getattr(x, "_requires_grad", False) and x.node is None:
+                seen.add(id(x._data if x._data.base is None else x._data.base))
+        for _, x in node.kept() if node.function.plan.variadic else saved.items():
+            base = getattr(x, "base", x)
+            whole = id(x if base is None else base)
+            if whole not in seen:
+                seen.add(whole)
+                total += getattr(x, "nbytes", 0)
         if total:
             self.kept.append((node.stack, type(node.function), total))
 
@@ -295,7 +307,7 @@ class Recorder:
         self.seen.clear()
 
 
-def _same_memory(y: Any, x: Any) -> bool:
-    """Whether y is x or a view of what x is or views."""
-    base = getattr(y, "base", None)
-    return y is x or (base is not None and (base is x or base is getattr(x, "base", None)))
+def _among(y: Any, xs: list[Any]) -> bool:
+    """Whether y is one of these arrays, or a view of what one of them is or views."""
+    base = y.base
+    return any(y is x or (base is not None and (base is x or base is getattr(x, "base", None))) for x in xs)

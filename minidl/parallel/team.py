@@ -93,7 +93,7 @@ class Team(Alone):
         self.sync_batch_norm = sync_batch_norm
         self.staging = staging or Staging()
         self.waited = 0.0                                   # seconds in which this thread waited for others
-        self.last = self.told = 0.0                         # of these, in the last step, and up to it
+        self.lately = self.until = 0.0                        # of these, in the last step, and up to it
         self.hidden = 0.0                                   # seconds of the engine's that were told to be hidden
         self.bound = False
         self.take(communicator)
@@ -373,8 +373,8 @@ class Team(Alone):
     def _waited_lately(self) -> float:
         """The seconds in which this thread has waited for others since it was asked last: about a step."""
         waited = self.waited + self.arrivals.waited
-        self.last, self.told = waited - self.told, waited
-        return self.last
+        self.lately, self.until = waited - self.until, waited
+        return self.lately
 
     def _tell_idle(self, least: float) -> None:
         """What the last step's exchange took is what even the last one to come has waited; what this rank has waited longer, it was idle.
@@ -383,7 +383,7 @@ class Team(Alone):
         """
         here = clock()
         if here is not None:
-            here.move(self.last - least, "gradient exchange", "idle")
+            here.move(self.lately - least, "gradient exchange", "idle")
         hide("gradient exchange", self.engine.hidden - self.hidden)
         self.hidden = self.engine.hidden
 

@@ -100,9 +100,9 @@ def events_of(recorder: Recorder, first: int, last: int, main: int, rank: int, n
     for started, ended, thread, kind, stack, shapes, y, moved, made in recorder.operations:
         take(started, ended, thread, 1000, name=kind.name, category="operation", layer=layers.path(stack), bytes=moved, made=made,
              flops=forward_flops(kind, shapes, y) if made else 0)
-    for started, ended, thread, kind, stack, rule, i, result, y, other, moved, made in recorder.rules:
-        take(started, ended, thread, 1000, name=f"{kind.name} {rule}", category="rule", layer=layers.path(stack), bytes=moved, made=made,
-             flops=rule_flops(kind, rule, i, result, y, other) if moved else 0)
+    for started, ended, thread, kind, stack, step, result, y, other, moved, made in recorder.rules:
+        take(started, ended, thread, 1000, name=f"{kind.name} {rule_name(kind, step)}", category="rule", layer=layers.path(stack),
+             bytes=moved, made=made, flops=rule_flops(kind, step, result, y, other) if moved else 0)
     for started, ended, thread, name, path, moved in recorder.updates:
         take(started, ended, thread, 1000, name=name, category="update", layer=layers.of_parameter(path), bytes=moved)
     kept = [Kept(layers.path(stack), kind.name, size) for stack, kind, size in recorder.kept]
@@ -167,8 +167,13 @@ def forward_flops(kind: Any, shapes: tuple, y: tuple[int, ...]) -> int:
     return math.prod(y)
 
 
-def rule_flops(kind: Any, rule: str, i: int, result: tuple[int, ...], y: tuple[int, ...], other: tuple[int, ...]) -> int:
+def rule_name(kind: Any, step: Any) -> str:
+    """What a step of a backward pass is called in its class."""
+    return step.shared or f"grad_{kind.plan.args[0 if kind.plan.variadic else step.i]}"
+
+
+def rule_flops(kind: Any, step: Any, result: tuple[int, ...], y: tuple[int, ...], other: tuple[int, ...] | None) -> int:
     """Of a rule: the gradient of a product by one factor is a product of as many multiply-adds."""
-    if kind.multiply_adds is not None and other:
-        return 2 * kind.multiply_adds(y, *((result, other) if i == 0 else (other, result)))
+    if other is not None:
+        return 2 * kind.multiply_adds(y, *((result, other) if step.i == 0 else (other, result)))
     return math.prod(result)

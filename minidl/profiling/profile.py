@@ -16,6 +16,7 @@ from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from minidl import kernels, pool
 from minidl.errors import ArgumentError
 from minidl.modes import mode
 from minidl.profiler import Recorder, counting, peak_memory
@@ -64,6 +65,7 @@ class Profile:
 
     def __init__(self) -> None:
         self.steps, self.skipped = 0, 0.0
+        self.facts: dict[str, Any] = {}                         # how it was done, as far as that says what can be tried
         self.ranks = 1
         self.alignment: list[tuple[float, float]] = []          # of each rank: how far its clock is ahead, and how wrong that may be
         self.others: list[Found] = []                           # what other processes have measured, on this one's clock
@@ -86,6 +88,7 @@ class Profile:
             raise ArgumentError("profile: this one has been begun already", hint="Make another one: minidl.profile().")
         self._clock = self._closing.enter_context(counting())
         self._recorder = mode.get().recorder or Recorder()      # of a profile around this one
+        self.facts |= {"compiled": kernels.compiled(), "threads": pool.usable(), "cores": pool.cores()}
         self._peak = peak_memory()
         self._phases, self._hidden = self._clock.read(parts=True), dict(self._clock.hidden)
         self._begun = time.perf_counter_ns()
@@ -188,7 +191,7 @@ class Profile:
 
     def bottleneck_found(self) -> rows.Bottleneck:
         """What costs most, with what can be tried."""
-        return rows.bottleneck(self.phases, self.operations, self.gaps, self.recorded)
+        return rows.bottleneck(self.phases, self.operations, self.gaps, self.recorded, self.facts)
 
     def bottleneck(self) -> str:
         """What costs most, in one sentence."""
@@ -226,9 +229,12 @@ class Profile:
 
     def trace(self, path: str | Path) -> None:
         """Write a file for Perfetto (ui.perfetto.dev) and Chrome (chrome://tracing)."""
-        content = trace(self.events(), {"bottleneck": self.bottleneck(), "seconds": self.seconds,
-                                        "clock errors, seconds": [error for _, error in self.alignment]})
-        Path(path).write_text(json.dumps(content) + "\n")
+        Path(path).write_text(json.dumps(self.traced()) + "\n")
+
+    def traced(self) -> dict[str, Any]:
+        """What is in that file."""
+        return trace(self.events(), {"bottleneck": self.bottleneck(), "seconds": self.seconds,
+                                     "clock errors, seconds": [error for _, error in self.alignment]})
 
     # Many processes
 
@@ -290,7 +296,7 @@ def risen(left: list[tuple], thread: int, before: int) -> dict[str, tuple[int, i
     """The most bytes that the process had had at the end of each phase, and by how much they rose in it."""
     found: dict[str, tuple[int, int]] = {}
     for _, _, owner, name, _, peak in left:
-        if owner == thread:
+        if owner == thread and peak:
             name = name.partition("/")[0]
             found[name] = peak, found.get(name, (0, 0))[1] + max(peak - before, 0)
             before = max(before, peak)

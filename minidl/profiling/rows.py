@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from minidl.profiling.events import Event, Kept
 
+SLOW, TICK = 10, 1e-3           # a first call is told apart if it takes so many times the others, and at least so many seconds as often
 COMPUTING = {"forward": "forward pass", "backward": "backward pass", "evaluation": "evaluation"}     # whose operations are told one by one
 
 
@@ -45,7 +48,9 @@ class Layer:
 class Operation:
     """An operation of a layer, in one direction: "forward", "backward", "update", "evaluation" or "curvature".
 
-    seconds, flops, bytes, made: of all calls together; see events.py. kept: bytes that a call keeps for the backward pass.
+    seconds, flops, bytes, made: of all calls together; see events.py. kept: bytes that a call keeps for the backward pass. first: the
+    seconds of the first call, if it took so much longer than the others that something must have been compiled or loaded in it; it is
+    then not among the calls.
     """
 
     layer: str
@@ -58,6 +63,7 @@ class Operation:
     bytes: int = 0
     made: int = 0
     kept: int = 0
+    first: float = 0.0
 
     @property
     def gflops(self) -> float:
@@ -87,18 +93,20 @@ class Bottleneck:
 
 def operations(events: Iterable[Event], kept: Iterable[Kept], seconds: float) -> list[Operation]:
     """A row for each layer, operation and direction, what costs most first. seconds: that all of them are a share of."""
-    rows: dict[tuple[str, str, str], Operation] = {}
+    calls: dict[tuple[str, str, str], list[Event]] = defaultdict(list)
     for event in events:
         if event.category in ("operation", "rule", "update") and event.outer:
-            key = event.layer, event.name, direction(event)
-            row = rows.get(key)
-            if row is None:
-                row = rows[key] = Operation(*key)
-            row.calls += 1
-            row.seconds += event.seconds
-            row.flops += event.flops
-            row.bytes += event.bytes
-            row.made += event.made
+            calls[event.layer, event.name, direction(event)].append(event)
+    rows = {}
+    for key, several in calls.items():
+        row = rows[key] = Operation(*key)
+        if len(several) > 1 and several[0].seconds > SLOW * max(statistics.median(event.seconds for event in several[1:]), TICK):
+            row.first = several.pop(0).seconds
+        row.calls = len(several)
+        row.seconds = sum(event.seconds for event in several)
+        row.flops = sum(event.flops for event in several)
+        row.bytes = sum(event.bytes for event in several)
+        row.made = sum(event.made for event in several)
     sizes: dict[tuple[str, str], list[int]] = defaultdict(list)
     for each in kept:
         sizes[each.layer, each.name].append(each.bytes)
@@ -147,12 +155,14 @@ def phases(seconds: Mapping[str, float], hidden: Mapping[str, float], memory: Ma
     return found + [Phase(name, spent, spent / total if total else 0.0, True) for name, spent in hidden.items() if spent > 0]
 
 
-def bottleneck(found: Iterable[Phase], rows: Iterable[Operation], gaps: Mapping[str, float], seconds: float) -> Bottleneck:
+def bottleneck(found: Iterable[Phase], rows: Iterable[Operation], gaps: Mapping[str, float], seconds: float,
+               facts: Mapping[str, Any]) -> Bottleneck:
     """What costs most: a phase, or, of those that compute, a layer in one direction, or what lies between their operations.
 
-    gaps: the seconds of each phase that were spent in no operation, of `seconds` that were looked at so closely.
+    gaps: the seconds of each phase that were spent in no operation, of `seconds` that were looked at so closely. facts: what is known of
+    how it was done: compiled, threads, cores, overlap, compress.
     """
-    candidates = [Bottleneck(WORDS.get(phase.name, phase.name), phase.share, HINTS.get(phase.name, ""), phase=phase.name)
+    candidates = [Bottleneck(WORDS.get(phase.name, phase.name), phase.share, hint(phase.name, facts), phase=phase.name)
                   for phase in found if not phase.hidden and phase.name not in COMPUTING]
     if not seconds:
         candidates += [Bottleneck(COMPUTING[phase.name], phase.share, phase=phase.name) for phase in found
@@ -165,7 +175,7 @@ def bottleneck(found: Iterable[Phase], rows: Iterable[Operation], gaps: Mapping[
         for (way, layer), several in by_layer.items():
             spent = sum(row.seconds for row in several)
             speed = sum(row.flops for row in several) / spent / 1e9 if spent else 0.0
-            candidates.append(Bottleneck(f"{way} of {layer}", spent / seconds, gflops=speed, phase=way))
+            candidates.append(Bottleneck(f"{way} of {layer}", spent / seconds, hint("layer", facts), speed, way))
         for name, spent in gaps.items():
             if name in COMPUTING:
                 candidates.append(Bottleneck(f"{COMPUTING[name]}, in Python between operations", spent / seconds, SMALL, phase=name))
@@ -179,7 +189,6 @@ WORDS = {"data": "waiting for data", "gradient exchange": "waiting for the excha
 SMALL = "larger minibatches, or fewer and larger operations, cost less Python"
 HINTS = {
     "data": "make a minibatch cheaper (--augment none, fewer transforms), or more of them ahead of time (Loader(prefetch=...))",
-    "gradient exchange": "--overlap backward or forward hides it; --compress fp16 and larger minibatches make it less",
     "idle": "divide the work evenly: see which process the others wait for, or leave the slowest out",
     "curvature": "renew it less often: a larger --inverse-interval and --factor-interval",
     "curvature exchange": "renew it less often: a larger --factor-interval",
@@ -187,3 +196,17 @@ HINTS = {
     "saving": "save less often: a larger --checkpoint-every, or none",
     "other": "look there with a profiler of Python code, such as cProfile",
 }
+
+
+def hint(name: str, facts: Mapping[str, Any]) -> str:
+    """What can be tried where a phase, or a layer, costs most; nothing if that is not known."""
+    if name == "gradient exchange":
+        overlap = {"none": "--overlap backward hides it; ", "backward": "--overlap forward hides more; "}.get(facts.get("overlap", ""), "")
+        compress = "--compress fp16 makes it less, and so do " if facts.get("compress") == "none" else "it is less with "
+        return f"{overlap}{compress}larger minibatches"
+    if name == "layer":
+        if not facts.get("compiled", True):
+            return "the compiled kernels are several times faster: pip install 'minidl[fast]'"
+        threads, cores = facts.get("threads", 1), facts.get("cores", 1)
+        return f"work on more threads: with minidl.threads({cores}), or --threads {cores}" if threads < cores else ""
+    return HINTS.get(name, "")

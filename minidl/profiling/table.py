@@ -26,15 +26,14 @@ def lines(profile: Profile, width: int = 80, most: int = MOST) -> list[Line]:
 
 def recorded(profile: Profile) -> str:
     """What was looked at."""
-    steps = f"{profile.steps} steps, " if profile.steps else ""
     words = f"{clear(profile.seconds)} measured"
-    if profile.recorded < 0.995 * profile.seconds:
-        words += f"; its operations in {steps}{clear(profile.recorded)}"
-    elif steps:
-        words = steps + words
+    if profile.steps:
+        words += f", the operations of {profile.steps} steps among them, {clear(profile.recorded)}"
+    elif profile.recorded < 0.995 * profile.seconds:
+        words += f", operations for {clear(profile.recorded)} of it"
     if profile.skipped:
-        words += f"; before it {clear(profile.skipped)} in which kernels may be compiled, not counted"
-    return words + (f"; {profile.ranks} processes, these are the numbers of the first" if profile.ranks > 1 else "")
+        words += f"; not the first step, {clear(profile.skipped)}, in which kernels may be compiled"
+    return words + (f"; {profile.ranks} processes, of which this is the first" if profile.ranks > 1 else "")
 
 
 def phase_lines(profile: Profile) -> list[Line]:
@@ -66,6 +65,10 @@ def operation_lines(profile: Profile, width: int, most: int) -> list[Line]:
     rest = found[most:]
     if rest:
         rows.append((f"  {f'and {len(rest)} more':<{room + wide}}{percent(sum(row.share for row in rest)):>7}", "dim"))
+    first = sum(row.first for row in found)
+    if first:
+        words = "first calls, which compile or load something"
+        rows.append((f"  {words:<{room + wide}}{percent(first / profile.recorded):>7}", "dim"))
     between = sum(profile.gaps.values()) / profile.recorded if profile.recorded else 0.0
     rows.append((f"  {'in no operation':<{room + wide}}{percent(between):>7}", "dim"))
     return rows
