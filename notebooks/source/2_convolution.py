@@ -1,8 +1,8 @@
 # %% [markdown] title
 # # 2. Convolution by hand
 #
-# A convolution slides a small window over an image and gives one number for each place. You do it on squared paper first, then in
-# a loop, then with minidl, and at the end you follow an image through a trained network, layer by layer.
+# A convolution slides a small window over an image and gives one number for each place. You do it on squared paper first, then in a loop,
+# then with minidl, and at the end you follow an image through a trained network, layer by layer.
 #
 # **After this you can**
 # - compute a convolution with bias, channels, stride and padding by hand, and say what shape the result has;
@@ -28,9 +28,9 @@ from minidl.loop import fit
 # %% [markdown] one-window
 # ## One window, one image
 #
-# Here are an image of 4 x 4 numbers and a *filter* of 3 x 3. Lay the filter on the upper left corner of the image. Multiply each
-# number by the one that lies on it, and add up: that is the first number of the result. Then move the filter one step to the right,
-# and do it again. When there is no more room, begin the next row.
+# Here are an image of 4 x 4 numbers and a *filter* of 3 x 3. Lay the filter on the upper left corner of the image. Multiply each number
+# by the one that lies on it, and add up: that is the first number of the result. Then move the filter one step to the right, and do it
+# again. When there is no more room, begin the next row.
 
 # %% image-and-filter
 x = np.array([[1, 1, 2, 0],
@@ -42,8 +42,7 @@ w = np.array([[2, 0, 1],
               [1, 0, 1]], np.float32)
 
 # %% [markdown] predict-first
-# **Predict.** Which number comes of the upper left corner? Do it on paper. And how many multiplications are needed for the whole
-# result?
+# **Predict:** which number comes of the upper left corner? Do it on paper. And how many multiplications are needed for the whole result?
 
 # %% prediction-first
 first_number = None
@@ -54,9 +53,9 @@ print(f"you said {first_number}, and {multiplications_in_all} multiplications in
 pictures.window(x, w)
 
 # %% [markdown] seen-window
-# Each place of the window has a colour, and so has the number that comes of it. The image has 4 rows, and a window of 3 rows fits on
-# it at 2 heights; the same holds for the columns. So the result is 2 x 2. Neighbouring windows overlap: most numbers of the image
-# are used more than once, and all places use the same nine weights.
+# Each place of the window has a colour, and so has the number that comes of it. The image has 4 rows, and a window of 3 rows fits on it
+# at 2 heights; the same holds for the columns. So the result is 2 x 2. Neighbouring windows overlap: most numbers of the image are used
+# more than once, and all places use the same nine weights.
 
 # %% [markdown] as-a-loop
 # ## The same in a loop
@@ -75,8 +74,8 @@ def convolve(x, w):
 convolve(x, w)
 
 # %% [markdown] in-minidl
-# In minidl the same is `functions.conv2d`. It takes whole batches of images with channels, so it wants four axes. What does it say to
-# an image with two?
+# In minidl the same is `functions.conv2d`. It takes whole batches of images with channels, so it wants four axes. What does it say to an
+# image with two?
 
 # %% fails two-axes
 F.conv2d(x, w)
@@ -91,12 +90,12 @@ print(y.shape)
 y[0, 0]
 
 # %% [markdown] not-flipped
-# These are the numbers of the picture. A mathematician would first turn the filter upside down and call what we do
-# *cross-correlation*. Nobody in this field does: a filter is learned, so it may as well be learned turned.
+# These are the numbers of the picture. A mathematician would first turn the filter upside down and call what we do *cross-correlation*.
+# Nobody in this field does: a filter is learned, so it may as well be learned turned.
 
 # %% [markdown] task-count
-# **Exercise.** Write a function for the number of multiplications, for an image of `height` x `width` and a filter of
-# `kernel` x `kernel`. The cell below it tries your function on several sizes, and says whether it is right.
+# **Exercise.** Write a function for the number of multiplications, for an image of `height` x `width` and a filter of `kernel` x
+# `kernel`. The cell below it tries your function on several sizes, and says whether it is right.
 
 # %% exercise count
 def multiplications(height, width, kernel):
@@ -134,8 +133,8 @@ check(multiplications, counted, on=[(4, 4, 3), (28, 28, 5), (6, 9, 1), (3, 7, 3)
 # %% [markdown] bias
 # ## Bias
 #
-# A filter has one more number, its *bias*, which is added at every place. It shifts the whole result, and so sets how much a filter
-# must find before a ReLU lets it through.
+# A filter has one more number, its *bias*, which is added at every place. It shifts the whole result, and so sets how much a filter must
+# find before a ReLU lets it through.
 
 # %% bias-picture
 print(F.conv2d(x[None, None], w[None, None], np.array([3], np.float32))[0, 0])
@@ -144,10 +143,10 @@ pictures.window(x, w, b=3, places=[(0, 0), (1, 1)])
 # %% [markdown] channels
 # ## Channels
 #
-# A colour image has three channels. So has the filter: a layer of its own for each channel. `image` below has three channels of
-# 4 x 4, and `filter3` has three of 3 x 3.
+# A colour image has three channels. So has the filter: a layer of its own for each channel. `image` below has three channels of 4 x 4,
+# and `filter3` has three of 3 x 3.
 #
-# **Predict.** What is the shape of the result: `(3, 2, 2)`, `(2, 2)`, or something else?
+# **Predict:** what is the shape of the result: `(3, 2, 2)`, `(2, 2)`, or something else?
 
 # %% prediction-channels
 shape_of_result = None
@@ -167,9 +166,9 @@ y[0, 0]
 pictures.window(image, filter3)
 
 # %% [markdown] seen-channels
-# Each channel is multiplied with its own part of the filter, and then *everything under the window is added up, over the channels
-# too*. One filter gives one channel, however many it looks at. If you want more channels in the result, take more filters: `O`
-# filters give `O` channels.
+# Each channel is multiplied with its own part of the filter, and then *everything under the window is added up, over the channels too*.
+# One filter gives one channel, however many it looks at. If you want more channels in the result, take more filters: `O` filters give `O`
+# channels.
 
 # %% [markdown] task-place
 # **Exercise.** Write what happens at one place of the window: several filters, several channels, and a bias for each filter.
@@ -184,8 +183,8 @@ def at_one_place(patch, w, b):
     return (patch * w).sum(axis=(1, 2, 3)) + b
 
 # %% because place
-# `patch` is broadcast over the filters, so `patch * w` has the shape of `w`. Its axes 1, 2 and 3 are channels, rows and columns, and
-# all three are summed; what is left is a number for each filter. The bias is added once, after the sum.
+# `patch` is broadcast over the filters, so `patch * w` has the shape of `w`. Its axes 1, 2 and 3 are channels, rows and columns, and all
+# three are summed; what is left is a number for each filter. The bias is added once, after the sum.
 
 # %% wrong place adds up the filters too
 def at_one_place(patch, w, b):
@@ -216,15 +215,15 @@ check(at_one_place, lambda patch, w, b: F.conv2d(patch[None], w, b)[0, :, 0, 0],
 F.conv2d(image[None], w[None, None])
 
 # %% [markdown] why-wrong-channels
-# **Why does this fail?** Two of the image's channels would have nothing to be multiplied with. NumPy would silently have used the
-# same weights for all three. minidl looks at the shapes before it computes anything. It names the axes, and what you can do: give the
-# filter three channels, or select one of the image's.
+# **Why does this fail?** Two of the image's channels would have nothing to be multiplied with. NumPy would silently have used the same
+# weights for all three. minidl looks at the shapes before it computes anything. It names the axes, and what you can do: give the filter
+# three channels, or select one of the image's.
 
 # %% [markdown] what-filters-find
 # ## What a filter finds
 #
-# The result is large where the image looks like the filter. So a filter is a question that is asked at every place. These two ask:
-# is it brighter below than above? Is it brighter on the right than on the left? The image is a handwritten digit.
+# The result is large where the image looks like the filter. So a filter is a question that is asked at every place. These two ask: is it
+# brighter below than above? Is it brighter on the right than on the left? The image is a handwritten digit.
 
 # %% edges
 train, test = data.load("digits")
@@ -234,17 +233,17 @@ edges = F.conv2d(digit, np.stack([below, below.T])[:, None], padding=1)
 pictures.images([digit[0, 0], *F.relu(edges[0]) / edges.max()], ["image", "brighter below", "brighter on the right"], size=1.9)
 
 # %% [markdown] seen-edges
-# White stands for large numbers, black for 0 and everything below. The first filter answers at the upper edges of each stroke, the
-# second at the left ones. A result of this kind is called a *feature map*. Nobody chooses such filters for a network: it learns them,
-# as you will see in notebooks 3 and 4.
+# White stands for large numbers, black for 0 and everything below. The first filter answers at the upper edges of each stroke, the second
+# at the left ones. A result of this kind is called a *feature map*. Nobody chooses such filters for a network: it learns them, as you
+# will see in notebooks 3 and 4.
 
 # %% [markdown] stride-padding
 # ## Stride and padding
 #
-# Two more numbers say how the window moves. The *stride* is the length of its step. *Padding* puts rows and columns of zeros around
-# the image, so that the window can also lie across the edge.
+# Two more numbers say how the window moves. The *stride* is the length of its step. *Padding* puts rows and columns of zeros around the
+# image, so that the window can also lie across the edge.
 #
-# **Predict.** What shape has the result for the 4 x 4 image and the 3 x 3 filter with padding 1? With padding 1 and stride 2?
+# **Predict:** what shape has the result for the 4 x 4 image and the 3 x 3 filter with padding 1? With padding 1 and stride 2?
 
 # %% prediction-stride
 with_padding_1 = None
@@ -258,9 +257,9 @@ print(f"and stride 2: you said {and_stride_2}, it is {strided[0, 0].shape}")
 pictures.window(x, w, padding=1, stride=2)
 
 # %% [markdown] seen-stride
-# The dotted cells are padding. With padding 1 a 3 x 3 window has as many places as the image has cells, and the size is kept; that is
-# why 3 x 3 with padding 1 is what you meet most often. Stride 2 leaves out every second place in both directions: a quarter of the
-# numbers, and a quarter of the work.
+# The dotted cells are padding. With padding 1 a 3 x 3 window has as many places as the image has cells, and the size is kept; that is why
+# 3 x 3 with padding 1 is what you meet most often. Stride 2 leaves out every second place in both directions: a quarter of the numbers,
+# and a quarter of the work.
 
 # %% [markdown] task-size
 # **Exercise.** Write the length of one side of the result. Be careful where the steps do not come out even: then the last rows are not
@@ -275,8 +274,8 @@ def output_size(n, kernel, stride, padding):
     return (n + 2 * padding - kernel) // stride + 1
 
 # %% because size
-# With padding on both sides there are `n + 2 * padding` cells. The window can move `n + 2 * padding - kernel` cells from its first
-# place, which is room for that many steps divided by the stride, rounded down; and the first place counts as well.
+# With padding on both sides there are `n + 2 * padding` cells. The window can move `n + 2 * padding - kernel` cells from its first place,
+# which is room for that many steps divided by the stride, rounded down; and the first place counts as well.
 
 # %% wrong size pads one side only
 def output_size(n, kernel, stride, padding):
@@ -374,10 +373,10 @@ check(max_pool, lambda x, kernel: F.max_pool2d(x[None, None], kernel)[0, 0], on=
 # %% [markdown] shifts
 # ## What a small shift changes
 #
-# Pooling is said to make a network tolerant of small shifts. Look first. The same spot lies in three places, each one cell further to
-# the right.
+# Pooling is said to make a network tolerant of small shifts. Look first. The same spot lies in three places, each one cell further to the
+# right.
 #
-# **Predict.** Which of the three pooled images are equal?
+# **Predict:** which of the three pooled images are equal?
 
 # %% prediction-shift
 equal_ones = None
@@ -394,10 +393,10 @@ same = [f"{i} and {j}" for i in range(3) for j in range(i) if (pooled[i] == pool
 print(f"you said {equal_ones}; equal are {same}, counted from 0")
 
 # %% [markdown] seen-shift
-# The first step stays inside a window, and the result does not notice. The second crosses into the next window, and it does. So
-# pooling is tolerant of *some* shifts by one cell. How much is that worth on real images? Shift all digits of the test set by one
-# column, and measure how much their edge maps change, relative to their size: the whole maps, then pooled ones, and, to be fair, also
-# maps that were made smaller without pooling, by taking the first number of each window.
+# The first step stays inside a window, and the result does not notice. The second crosses into the next window, and it does. So pooling
+# is tolerant of *some* shifts by one cell. How much is that worth on real images? Shift all digits of the test set by one column, and
+# measure how much their edge maps change, relative to their size: the whole maps, then pooled ones, and, to be fair, also maps that were
+# made smaller without pooling, by taking the first number of each window.
 
 # %% shift-measured
 def changed(before, after):
@@ -413,14 +412,14 @@ for k in (2, 4):
 
 # %% [markdown] seen-measured
 # 0 would mean that nothing has changed, 1 that the change is as large as the maps. On small images one column is much. Pooling takes a
-# part of it away, and larger windows take more. It is the pooling that does it, and not that the maps are smaller. But it is far from
-# 0: pooling softens a shift, it does not undo it.
+# part of it away, and larger windows take more. It is the pooling that does it, and not that the maps are smaller. But it is far from 0:
+# pooling softens a shift, it does not undo it.
 
 # %% [markdown] inference
 # ## An image on its way through a network
 #
-# Now you know all the parts of LeNet, the network that read cheques in the nineties: convolution, ReLU, pooling, twice, and then
-# affine layers, in which every number sees every other. Train a small one; how that works is the subject of notebooks 3 and 4.
+# Now you know all the parts of LeNet, the network that read cheques in the nineties: convolution, ReLU, pooling, twice, and then affine
+# layers, in which every number sees every other. Train a small one; how that works is the subject of notebooks 3 and 4.
 
 # %% train
 model = models.create("lenet", input_shape=(1, 8, 8), classes=10, generator=0)
@@ -429,7 +428,7 @@ print(f"{history[-1]['test_accuracy']:.0%} of the test images are recognised")
 model
 
 # %% [markdown] predict-shapes
-# Layers are functions, and you can call them one after the other. **Predict** the shape after each of the first four layers, for one
+# Layers are functions, and you can call them one after the other. **Predict:** the shape after each of the first four layers, for one
 # image of shape `(1, 1, 8, 8)`. The kernel, the padding and the number of channels stand above.
 
 # %% prediction-shapes
@@ -460,8 +459,9 @@ pictures.feature_maps(outputs, classes=test.classes)
 # %% [markdown] seen-maps
 # Read it from top to bottom. Black is 0 or less, white is the largest number of the row. The first maps still look like the digit: each
 # shows where one filter found something. Pooling makes them coarser. The second convolution looks at all 16 maps at once, and its answers
-# are sparse: many of its filters find nothing in this image. After the last pooling nothing looks like a digit any more. What is left is a list of which features are there, and
-# roughly where. The affine layers weigh them against each other. Look at the second tallest bar too: what could have been meant?
+# are sparse: many of its filters find nothing in this image. After the last pooling nothing looks like a digit any more. What is left is
+# a list of which features are there, and roughly where. The affine layers weigh them against each other. Look at the second tallest bar
+# too: what could have been meant?
 
 # %% [markdown] by-hand
 # ## No secret
@@ -489,15 +489,15 @@ print("largest difference of scores:", f"{np.abs(h - scores).max():.0e}", "  cla
 # %% [markdown] cost
 # ## What it costs
 #
-# **Predict.** Which layer has the most parameters? Which needs the most multiplications?
+# **Predict:** which layer has the most parameters? Which needs the most multiplications?
 
 # %% prediction-cost
 most_parameters = None
 most_multiplications = None
 
 # %% [markdown] task-cost
-# **Exercise.** Work it out for the second convolution, layer 3 in the table of shapes: 16 channels of 4 x 4 go in, it has 32 filters of
-# 3 x 3 with padding 1. How many numbers does it learn? How many multiplications does one image take?
+# **Exercise.** Work it out for the second convolution, layer 3 in the table of shapes: 16 channels of 4 x 4 go in, it has 32 filters of 3
+# x 3 with padding 1. How many numbers does it learn? How many multiplications does one image take?
 
 # %% exercise layer-cost
 cost = {"parameters": ..., "multiplications": ...}
@@ -535,7 +535,7 @@ print(nn.summary(model, (1, 8, 8)))
 # %% [markdown] shifted-network
 # One claim is left to be tested. Two poolings should make this network tolerant of a shift by one column.
 #
-# **Predict.** What part of the test images does it recognise when all of them are shifted by one column?
+# **Predict:** what part of the test images does it recognise when all of them are shifted by one column?
 
 # %% prediction-tolerance
 part_recognised = None
@@ -548,8 +548,8 @@ print(f"you said {part_recognised}")
 
 # %% [markdown] seen-tolerance
 # It suffers clearly: on images that are 8 cells wide, one column is an eighth of the width, and all digits it has learned from were
-# centred. It does far better than guessing, which would give 10 %. If you want a network to accept shifts, show it shifted images:
-# that is *augmentation*, and minidl's `data.transforms` has it.
+# centred. It does far better than guessing, which would give 10 %. If you want a network to accept shifts, show it shifted images: that
+# is *augmentation*, and minidl's `data.transforms` has it.
 
 # %% [markdown] end
 # ## What you have seen
