@@ -23,6 +23,7 @@ from minidl.loop import Callback
 from minidl.parallel import Communicator
 from minidl.parallel.ending import Ending, launched
 from minidl.record import Record, command
+from minidl.report import Journal
 from minidl.run import Run
 
 
@@ -96,8 +97,8 @@ class Lead(Callback):
     claim: makes the folder this process's own.
     """
 
-    def __init__(self, team: parallel.Alone, ranks: Ranks, claim: Callable[[], Any], record: Record, display: Display):
-        self.team, self.ranks, self.claim, self.record, self.display = team, ranks, claim, record, display
+    def __init__(self, team: parallel.Alone, ranks: Ranks, claim: Callable[[], Any], record: Record, display: Display, journal: Journal):
+        self.team, self.ranks, self.claim, self.record, self.display, self.journal = team, ranks, claim, record, display, journal
         self.told = 0                           # of the team's news
 
     def start(self, run: Run) -> None:
@@ -107,6 +108,7 @@ class Lead(Callback):
             self.ranks.speak()
             self.claim()
         self.record.start(run)
+        self.journal.start(run)
         if takes_over:
             self.display.take_over(run)
         elif self.team.leads:
@@ -121,14 +123,20 @@ class Lead(Callback):
             self.display.remark(text)
         self.told = len(news)
         self.record.step(run, loss)
+        self.journal.step(run, loss)
         if self.team.leads:
             self.display.step(run, loss)
+
+    def test(self, run: Run) -> Callable[..., Any] | None:
+        """Whoever leads when it is over has looked at it from its beginning."""
+        return self.journal.test(run)
 
     def epoch(self, run: Run, metrics: dict[str, Any]) -> None:
         """After every epoch."""
         self.record.epoch(run, metrics)
         if self.team.leads:
             self.display.epoch(run, metrics)
+        self.journal.epoch(run, metrics)
 
     def end(self, run: Run) -> None:
         """At the end: who trained last ends together."""

@@ -43,12 +43,13 @@ USUAL_AUGMENTATION = {"digits": "shift", "cifar10": "crop-flip"}
 EXCHANGE = {"exchange": "allreduce", "overlap": "backward", "compress": "none", "feedback": True, "chunk_size": 256,
             "master_computes": True, "sync_batch_norm": False, "elastic": False, "spares": 0, "log_dir": None}     # of many processes
 LEAST = {"epochs": 0, "batch_size": 1, "accumulate": 1, "momentum": 0, "weight_decay": 0, "warm_up": 0, "label_smoothing": 0, "threads": 1,
-         "seed": 0, "checkpoint_every": 1, "keep": 1, "spares": 0, "chunk_size": 1,
+         "seed": 0, "profile_steps": 1, "checkpoint_every": 1, "keep": 1, "spares": 0, "chunk_size": 1,
          "damping": 0, "factor_interval": 1, "inverse_interval": 1}
 # what a test has no use for
 TRAINING = ("epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum", "weight_decay", "schedule", "warm_up", "clip", "augment",
             "seed", "out", "checkpoint_every", "keep", *KFAC, *(name for name in EXCHANGE if name not in ("exchange", "log_dir")))
-OF_THE_COMMAND = ("config", "resume", "out", "eval_only", "typed", "filed", "elastic", "spares", "log_dir")     # not for a resumed run
+OF_THE_COMMAND = ("config", "resume", "out", "eval_only", "typed", "filed", "elastic", "spares", "log_dir", "profile",
+                  "profile_steps")      # not for a resumed run
 
 Plan = list[tuple[str, str]]            # what will be done, in pairs of a word and a text
 
@@ -96,8 +97,10 @@ def settle(options: SimpleNamespace, processes: int | None = None) -> Plan:
     notes += settle_exchange(options, processes)
     if options.resume is not None:
         notes += unused(options, ["out", "weights"], "with --resume the run goes on in its folder, with its weights")
+    if options.profile_steps is not None and not options.profile:
+        notes += unused(options, ["profile_steps"], "it is for --profile")
     if options.eval_only:
-        notes += unused(options, TRAINING, "with --eval-only nothing is trained")
+        notes += unused(options, (*TRAINING, "profile"), "with --eval-only nothing is trained")
         if options.weights is None and options.resume is None:
             raise ConfigError("--eval-only: there is nothing to test", hint="Give --resume RUN, or --weights FILE and its --model.")
     if options.lr is None:
@@ -170,6 +173,21 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def spelled(options: SimpleNamespace, many: bool) -> list[str]:
+    """The words after the command that give all settled options, but for where things are kept; many: of several processes."""
+    words: list[str] = []
+    for name, value in vars(options).items():
+        if name in OF_THE_COMMAND or value is None or (name in EXCHANGE and not many):
+            continue
+        if isinstance(value, bool):
+            usual = EXCHANGE.get(name, False)
+            words += [] if value == usual else [flag(name) if value else f"--no-{flag(name)[2:]}"]
+        else:
+            place = name in ("data", "data_dir", "weights") and value not in CLASSES
+            words += [flag(name), os.path.abspath(os.path.expanduser(value)) if place else str(value)]
+    return words
+
+
 def known(name: str, value: str, names: Iterable[str], more: str = "") -> None:
     """ConfigError, with the nearest name, if the value of an option is none of the names."""
     if value not in names:
@@ -236,6 +254,7 @@ def make_task(options: SimpleNamespace, config: dict[str, Any] | None = None) ->
     rebuilds = bool(getattr(model, "reconstructs", False))
     if rebuilds:
         notes += unused(options, ["label_smoothing"], f"{options.model} learns no labels")
+        options.label_smoothing = 0.0
         notes += unused(options, ["normalise"], f"{options.model} learns images in [0, 1]")
         options.normalise = False
     if options.sync_batch_norm and not any(isinstance(module, BatchNorm) for _, module in model.named_modules()):

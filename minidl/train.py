@@ -12,7 +12,7 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -24,7 +24,7 @@ import numpy as np
 import typer
 
 import minidl
-from minidl import data, kernels, optim, parallel, pool
+from minidl import data, kernels, optim, parallel, pool, report
 from minidl.checkpoint import Checkpoints, Found, load
 from minidl.config import CountOrWord, gather
 from minidl.data.catalogue import CLASSES
@@ -32,12 +32,13 @@ from minidl.display import Display, errors_told, memory_told, number, percent, t
 from minidl.errors import CheckpointError, NumericsError
 from minidl.lead import Lead, Ranks
 from minidl.loop import Callback, Objective, classification, evaluate, fit, reconstruction
+from minidl.measure import STEPS, Measure
 from minidl.optim.schedule import value_at
 from minidl.parallel import Communicator, ending, mpi
 from minidl.parallel.quiet import quiet
 from minidl.record import Record, claimed, command, new_folder, read_config
 from minidl.run import Run, part
-from minidl.task import Plan, Task, make_optimizer, make_task, make_team, settle
+from minidl.task import Plan, Task, make_optimizer, make_task, make_team, settle, spelled
 
 MOST = 16               # threads that are used without being asked for: the work of a step has about so many pieces
 
@@ -118,14 +119,19 @@ def run(options: SimpleNamespace, task: Task, config: dict[str, Any] | None, ran
     new = config is None
     name = f"{Path(options.data).resolve().stem}-{options.model.rpartition(':')[2]}"
     folder = Path(os.fsdecode(ranks.agreed(options, lambda: os.fsencode(new_folder(options.out, name) if new else options.resume))))
-    record = Record(folder, task.config(options) | {"commands": [*(config or {"commands": []})["commands"], typed(ranks)],
-                                                    "minidl": minidl.__version__, "numpy": np.__version__},
-                    options.keep, options.checkpoint_every)
+    kept = task.config(options) | {"commands": [*(config or {"commands": []})["commands"], typed(ranks, sys.argv[1:])],
+                                   "repeat": typed(ranks, spelled(options, ranks.world is not None)),
+                                   "minidl": minidl.__version__, "numpy": np.__version__}
+    record = Record(folder, kept, options.keep, options.checkpoint_every)
     display = Display(task.plan)
+    journal = report.Journal(folder, kept, None if report.missing() else report.write, display.remark)
     team = parallel.Alone() if ranks.world is None else make_team(options, ranks.world)
     signals = StopOnSignal(display.stopping, lambda: getattr(team, "stands_by", False))
+    measures = [Measure(folder, options.profile_steps or STEPS)] if options.profile else []
     with ExitStack() as open_until_the_end:
-        lead = Lead(team, ranks, partial(open_until_the_end.enter_context, claimed(folder)), record, display)
+        for measure in measures:
+            open_until_the_end.callback(measure.close)
+        lead = Lead(team, ranks, partial(open_until_the_end.enter_context, claimed(folder)), record, display, journal)
         if ranks.first:
             open_until_the_end.enter_context(claimed(folder, empty=new))
         try:
@@ -134,24 +140,26 @@ def run(options: SimpleNamespace, task: Task, config: dict[str, Any] | None, ran
                 if options.weights is not None and found is None:
                     task.model.load_state_dict(weights_of(options.weights)[1])
                 task.plan += [*described(options, optimizer, task, folder, found, ranks.world), *task.notes]
-                fit(task.model, task.loader, task.tests, optimizer, options.epochs, [signals, lead], objective=task.objective,
+                fit(task.model, task.loader, task.tests, optimizer, options.epochs, [signals, lead, *measures], objective=task.objective,
                     accumulate=options.accumulate, clip=options.clip, resume=found and (found.arrays, found.rest), team=team)
         except BaseException as error:
             display.stop()
             if new and ranks.first and not (signals.begun and signals.run.step):
+                journal.discard()
                 record.discard()                    # nothing was learned
             elif signals.begun:
+                journal.close(error)
                 say_how_to_go_on(error, record.saved(signals.run), options, folder, ranks)
             raise
-        return closed(signals, display, options, task, folder, ranks) if signals.begun else 0
+        return closed(signals, display, options, task, folder, ranks, journal, measures) if signals.begun else 0
 
 
-def typed(ranks: Ranks) -> str:
-    """The command as it was typed, but for what a launcher was told besides the number of processes."""
+def typed(ranks: Ranks, words: Sequence[str]) -> str:
+    """The command with these words as it is typed, but for what a launcher was told besides the number of processes."""
     if ending.launched():
-        return shlex.join(["python", "-m", "minidl.launch", "-n", str(mpi.world().size), "--", *sys.argv[1:]])
+        return shlex.join(["python", "-m", "minidl.launch", "-n", str(mpi.world().size), "--", *words])
     launcher = [] if ranks.world is None else ["mpiexec", "-n", str(ranks.world.size)]
-    return shlex.join([*launcher, "python", "-m", "minidl.train", *sys.argv[1:]])
+    return shlex.join([*launcher, "python", "-m", "minidl.train", *words])
 
 
 def say_how_to_go_on(error: BaseException, saved: int | None, options: SimpleNamespace, folder: Path, ranks: Ranks) -> None:
@@ -230,17 +238,22 @@ def exchange_described(options: SimpleNamespace, processes: int) -> Plan:
     return lines
 
 
-def closed(signals: StopOnSignal, display: Display, options: SimpleNamespace, task: Task, folder: Path, ranks: Ranks) -> int:
+def closed(signals: StopOnSignal, display: Display, options: SimpleNamespace, task: Task, folder: Path, ranks: Ranks,
+           journal: report.Journal, measures: Sequence[Measure] = ()) -> int:
     """The last words after the loop; gives the exit status."""
     run = signals.run
     stopped = run.ended and not run.finished
     if run.team.leads:
         display.stop()
+        journal.close()
+        if not stopped:
+            display.summary(run)
+        for line, style in (line for measure in measures for line in measure.lines(min(display.console.width, 100) - 2)):
+            display.console.print() if not line else display.say(line, style)
         if stopped:
             display.say(f"Stopped after step {run.step:,}, in epoch {run.epoch + 1}. All is saved; to go on:", "bold")
             display.say(ranks.command(options, "--resume", folder))
         else:
-            display.summary(run)
             display.say(f"results: {folder}")
             if run.epoch and run.step == display.began_at:
                 more = ranks.command(options, "--resume", folder, "--epochs", f"{2 * run.epoch}")
@@ -368,6 +381,9 @@ def main(
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The run's folder.  [default: the next free one under runs/]")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(metavar="STEPS", help="Checkpoints within an epoch too.")] = None,
     keep: Annotated[int, typer.Option(metavar="K", help="Checkpoints to keep.")] = 2,
+    profile: Annotated[bool, typer.Option("--profile", help="Say where time and memory go: a table, and trace.json for Perfetto.")] = False,
+    profile_steps: Annotated[int | None, typer.Option(metavar="N", help="Steps in that whose operations are written down.  "
+                                                      "[default: 100]")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with the run in this folder, with its options.")] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="Any of these options; the command line wins.")] = None,
 ) -> None:

@@ -19,6 +19,7 @@ from minidl.loop import fit
 from minidl.parallel import Alone, Team, local
 from minidl.parallel.ending import VARIABLE
 from minidl.record import Record
+from minidl.report import Journal
 
 X, Y = np.random.default_rng(0).standard_normal((12, 4)).astype(np.float32), np.arange(12) % 2
 CONFIG = {"options": {}, "classes": [], "input_shape": [], "normalise": None, "commands": []}
@@ -118,7 +119,7 @@ def trained(folder, communicator):
     team = Alone() if communicator is None else Team(communicator)
     here = Ranks() if communicator is None else Ranks(communicator, ending(communicator))
     display = Display([("data", "numbers")], Console(file=io.StringIO(), width=200))
-    lead = Lead(team, here, lambda: None, Record(folder, CONFIG), display)
+    lead = Lead(team, here, lambda: None, Record(folder, CONFIG), display, Journal(folder, CONFIG))
     fit(model, Loader((X, Y), batch_size=4), (X, Y), optim.SGD(model, 0.1), 2, [lead], team=team)
     return display.console.file.getvalue()
 
@@ -137,7 +138,7 @@ class TestLead:
         def rank(communicator):
             team, here = Team(communicator), Ranks(communicator, ending(communicator))
             team.communicator = smaller = communicator.duplicate()
-            Lead(team, here, None, SimpleNamespace(end=len), None).end([])
+            Lead(team, here, None, SimpleNamespace(end=len), None, None).end([])
             return here.ending.communicator is smaller
 
         assert local.run(rank, 2) == [True, True]
@@ -150,14 +151,15 @@ class TestLead:
         here = Ranks(SimpleNamespace(rank=1, size=2), None, lambda: done.append("speaks"))
         record = SimpleNamespace(start=lambda run: done.append("saves"), step=lambda run, loss: None)
         display = Display([("data", "numbers")], Console(file=io.StringIO()))
-        lead = Lead(team, here, lambda: done.append("claims"), record, display)
+        journal = SimpleNamespace(start=lambda run: done.append("notes"), step=lambda run, loss: None)
+        lead = Lead(team, here, lambda: done.append("claims"), record, display, journal)
         run = SimpleNamespace(step=0, epoch=0, epochs=2, finished=False, history=[], loader=[0] * 3)
         lead.start(run)
-        assert done == ["saves"] and console.file.getvalue() == display.console.file.getvalue() == ""
+        assert done == ["saves", "notes"] and console.file.getvalue() == display.console.file.getvalue() == ""
         team.leads, run.step = True, 2
         team.news.append("process 0 has died")
         lead.start(run)
         lead.step(run, 0.5)
         lead.step(run, 0.5)
-        assert done == ["saves", "speaks", "claims", "saves"] and display.began_at == 0
+        assert done == ["saves", "notes", "speaks", "claims", "saves", "notes"] and display.began_at == 0
         assert console.file.getvalue().split("\n") == ["  process 0 has died", ""]

@@ -4,7 +4,7 @@
     learning_curves(fit(...))                                           # loss and accuracy of a run
     learning_curves({"sgd": one, "kfac": other}, over="seconds")        # or of several
 
-A curve may have any number of points: beyond a few hundred, neighbours are drawn as their mean, on a pale band from the smallest of them
+A curve may have any number of points: beyond some hundred, neighbours are drawn as their mean, on a pale band from the smallest of them
 to the largest, so that the picture stays small and the noise is still seen.
 """
 
@@ -22,7 +22,7 @@ from minidl.errors import ArgumentError, ShapeError
 from minidl.pictures.picture import SERIES, Picture, canvas
 from minidl.tensor import Tensor
 
-POINTS = 300                # of a curve that are drawn; more cannot be told apart
+POINTS = 160                # of a curve that are drawn; more would hide one another
 SPAN = 100.0                # values that lie further apart than this, as a ratio, are drawn on a logarithmic scale
 OVERS = ("epoch", "step", "seconds")
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))       # when all colours have been used
@@ -170,9 +170,14 @@ def time_unit(seconds: float) -> tuple[float, str]:
 
 
 def legend(figure: Any, axes: Any, lines: Sequence[Line], width: float) -> None:
-    """The names, above the picture, in as many columns as there is room for."""
-    columns = max(1, min(len(lines), int(12 * width / (6 + max(len(each.name) for each in lines)))))
-    drawn = figure.legend(axes.get_lines(), [str(i) for i in range(len(lines))], loc="outside upper left", ncols=columns)
+    """The names: beside the title if there is room, otherwise above the picture in as many columns as fit."""
+    handles, names = axes.get_lines(), [str(i) for i in range(len(lines))]
+    if len(figure.axes) == 1 and sum(len(each.name) + 6 for each in lines) + len(axes.get_title(loc="left")) < 10 * width:
+        drawn = axes.legend(handles, names, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(lines), borderaxespad=0, columnspacing=1.2,
+                            handlelength=1.6)
+    else:
+        columns = max(1, min(len(lines), int(12 * width / (6 + max(len(each.name) for each in lines)))))
+        drawn = figure.legend(handles, names, loc="outside upper left", ncols=columns)
     for text, each in zip(drawn.get_texts(), lines):        # whatever the name is: Matplotlib would hide _one, and typeset $one$
         text.set_parse_math(False)
         text.set_text(each.name)

@@ -131,8 +131,8 @@ def confusion(counts: Any, classes: Sequence[str] | None = None, *, title: str =
             axes.set_xticks(ticks)
             axes.set_yticks(ticks)
         axes.tick_params(length=0)
-        axes.set_xlabel("taken for" if n <= NAMED else "taken for (class number)")
-        axes.set_ylabel("is" if n <= NAMED else "is (class number)")
+        axes.set_xlabel("taken for" if n <= NAMED else "taken for (number of the class)")
+        axes.set_ylabel("what it is" if n <= NAMED else "what it is (number of the class)")
         if title:
             axes.set_title(title, parse_math=False)
         if n <= NUMBERED:
