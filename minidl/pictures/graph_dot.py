@@ -13,7 +13,7 @@ from minidl.errors import GraphError, MissingExtra
 from minidl.pictures.graph_boxes import LEAF, Box
 from minidl.pictures.graph_lines import Line, Sketch, shape_of
 from minidl.pictures.graph_numbers import Amount
-from minidl.pictures.picture import BLUE, GREEN, GREY, GRID, INK, MUTED, ORANGE, PAPER, PURPLE, Picture
+from minidl.pictures.picture import BLUE, GREEN, GREY, GRID, INK, MUTED, ORANGE, PAPER, PURPLE, Picture, fitting
 
 WIDEST = 800            # points; a notebook has 680, and shrinks what is wider
 DEEPEST = 9             # boxes one after the other, beyond which they are never laid out in one row
@@ -125,7 +125,7 @@ def finished(svg: str) -> str:
     svg = re.sub(rf'<text [^>]*fill="{UNKNOWN}"[^>]*>[^<]*</text>\n?', "", svg)
     svg = re.sub(r"<!--.*?-->\n?", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<title>.*?</title>\n?", "", svg, flags=re.DOTALL)
-    return svg.replace("<svg ", '<svg style="max-width:100%;height:auto" role="img" ', 1)
+    return fitting(svg)
 
 
 def longest(scene: Scene) -> int:

@@ -46,9 +46,9 @@ class Picture:
 
     @property
     def svg(self) -> str:
-        """The picture as the text of an SVG file, from <svg to </svg>."""
+        """The picture as the text of an SVG file, from <svg to </svg>; where it is shown it is never wider than the page."""
         text = self.figure if isinstance(self.figure, str) else self._drawn("svg").decode()
-        return text[text.index("<svg"):]
+        return fitting(text[text.index("<svg"):])
 
     def save(self, file: str | Path) -> Path:
         """Write it to a file, of a kind that its name ends with: .svg, or for figures also .png or .pdf. Gives the file."""
@@ -73,6 +73,11 @@ class Picture:
 
     def __repr__(self) -> str:
         return self.words
+
+
+def fitting(svg: str) -> str:
+    """The same SVG, never wider than the page that shows it."""
+    return svg.replace("<svg ", '<svg style="max-width:100%;height:auto" role="img" ', 1)
 
 
 @contextmanager
