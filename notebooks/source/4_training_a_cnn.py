@@ -10,7 +10,8 @@
 # - tell from two curves whether a model learns or memorises, and name two remedies;
 # - read a confusion matrix, and the filters of a first layer.
 #
-# You need notebooks 2 (convolution) and 3 (backpropagation). It takes about an hour.
+# You need notebooks 2 (convolution) and 3 (backpropagation). It takes about an hour. Where you are asked for a prediction, write it in the
+# place of `None` before you run what follows.
 
 # %% [markdown] data
 # ## The data
@@ -40,7 +41,7 @@ pictures.images(x, captions=[str(label) for label in y], columns=10, size=0.6)
 # A step of learning does not look at all examples, but at a *minibatch* of them: 64 images say nearly as well as 1,437 where to go, and
 # cost a twentieth. A `Loader` cuts the data into minibatches, in a new order each *epoch* (one pass over all of the data).
 #
-# **Predict:** how many minibatches of 64 has an epoch of these 1,437 images? And which loss, the negative logarithm of the probability
+# **Predict.** How many minibatches of 64 has an epoch of these 1,437 images? And which loss, the negative logarithm of the probability
 # of the right class, has a model that knows nothing and gives each of the ten digits the same probability? Set both before you go on.
 
 # %% predict-minibatches
@@ -122,7 +123,7 @@ optimizer.step()
 # Gradient descent goes by w ← w − lr · gradient. Along an axis of curvature c the gradient is c · w, so each step multiplies the distance
 # to the bottom by 1 − lr · c.
 #
-# **Predict:** from which learning rate on does a walk in this valley never come to rest?
+# **Predict.** From which learning rate on does a walk in this valley never come to rest?
 
 # %% predict-rate
 prediction = None
@@ -156,18 +157,19 @@ for lr in (0.09, 0.098, 0.1, 0.102, 0.11):
 # hardly moves along it. With the larger one it jumps from wall to wall, and gets on faster. With a rate a little larger still, each jump
 # lands higher up. That is the dilemma: the steep direction forbids the rate that the flat direction needs.
 
+# %% [markdown] task-rate
+# **Exercise.** From the curvatures of a valley, one for each direction, say how large the learning rate may be. The check knows no formula:
+# it walks, and halves the interval between a rate that comes to rest and one that does not.
+
 # %% exercise rate
 def largest_rate(curvatures):
-    """The learning rate from which on gradient descent does not come to rest; curvatures: an array, one for each direction."""
+    """The rate from which on gradient descent does not come to rest. curvatures: an array, one for each direction."""
     return ...
 
 # %% solution rate
 def largest_rate(curvatures):
-    """The learning rate from which on gradient descent does not come to rest; curvatures: an array, one for each direction."""
+    """The rate from which on gradient descent does not come to rest. curvatures: an array, one for each direction."""
     return 2 / max(curvatures)
-
-# %% [markdown] because-of-nothing
-# The check does not know a formula: it walks, and halves the interval between a rate that comes to rest and one that does not.
 
 # %% because rate
 # A step multiplies the distance along a direction by 1 − lr · c. That shrinks as long as it lies between −1 and 1, so lr · c
@@ -206,7 +208,7 @@ check(largest_rate, measured, on=[np.array([1.0, 20.0]), np.array([5.0, 0.2, 3.0
 #
 # > v ← m · v + gradient, then w ← w − lr · v
 #
-# **Predict:** on a slope that is the same everywhere, how many times longer do the steps become with m = 0.9 than without momentum?
+# **Predict.** On a slope that is the same everywhere, how many times longer do the steps become with m = 0.9 than without momentum?
 
 # %% predict-momentum
 prediction = None
@@ -238,6 +240,10 @@ pictures.landscape(valley, paths, x=(-10, 10), y=(-4, 4), together=False)
 # %% [markdown] what-momentum-does
 # All three made 30 steps of the same learning rate. Without momentum the path creeps along the floor; with 0.7 it has arrived; with 0.95 it
 # shoots past the bottom and must come back. For the noise of minibatches 0.9 is a usual choice.
+
+# %% [markdown] task-momentum
+# **Exercise.** Write the rule of momentum for one weight, and let it walk along several gradients, one after the other. minidl's own SGD
+# walks beside you.
 
 # %% exercise momentum-rule
 def walk(w, gradients, lr, momentum):
@@ -327,7 +333,7 @@ print(model.eval()(x[:3]).detach().numpy().round(2))
 #
 # LeNet has more numbers to set than 100 images have pixels. What does it learn from so few?
 #
-# **Predict:** its accuracy, from 0 to 1, on those 100 training images after 60 epochs; and on the test images.
+# **Predict.** Its accuracy, from 0 to 1, on those 100 training images after 60 epochs; and on the test images.
 
 # %% predict-overfitting
 prediction = {"train": None, "test": None}
@@ -371,6 +377,9 @@ pictures.curves({name: [epoch["test_loss"] for epoch in run] for name, run in ru
 # %% [markdown] see-remedies
 # Both hold the model back: its training loss ends higher, and its test loss lower. That is the mark of a remedy for overfitting. With
 # few data it does not need to be large to be worth having, and it costs a line.
+
+# %% [markdown] task-decay
+# **Exercise.** What does weight decay alone do? Say what is left of a weight after several steps in which the loss does not care for it.
 
 # %% exercise decay
 def decayed_weight(w, lr, weight_decay, steps):
@@ -460,7 +469,7 @@ pictures.confusion(counts)
 # A row for each digit, a column for what it was taken for. What is right stands on the diagonal. Orange cells are habits: this model does
 # not fail at random, it takes certain digits for certain others. Accuracy, one number, hides that.
 #
-# The *recall* of a class is the share of its images that are recognised.
+# **Exercise.** The *recall* of a class is the share of its images that are recognised. Compute it for every class.
 
 # %% exercise recall
 def recall(counts):
