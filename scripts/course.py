@@ -139,7 +139,9 @@ def run(notebook: Any, seconds: int = 120) -> Any:
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.output_type == "error":
-                output.traceback = output.traceback[-1:]        # the error itself; the lines of code before it hold paths of this machine
+                # the error itself, and its notes; the lines of code before it hold paths of this machine
+                own = [i for i, part in enumerate(output.traceback) if re.sub(r"\x1b\[[\d;]*m", "", part).startswith(f"{output.ename}:")]
+                output.traceback = output.traceback[own[-1] if own else -1:]
     return notebook
 
 

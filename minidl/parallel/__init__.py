@@ -1,6 +1,7 @@
 """Many processes train as one: each learns from its part of every minibatch, and all go on with the same weights. In reading order:
 
     communicator.py     ranks that send arrays to each other;  local.py: threads;  mpi.py: processes
+    emulated.py         a slow wire between ranks that are threads
     layout.py           arrays in one flat buffer, cut into chunks
     exchange.py         what happens to a chunk: the seam;  allreduce.py, master_worker.py: two strategies
     compression.py      what is left out of a chunk is sent later;  codecs.py: the formats
@@ -17,11 +18,12 @@ from minidl.parallel import allreduce, local, master_worker, mpi  # noqa: F401  
 from minidl.parallel.alone import Alone, Facts
 from minidl.parallel.communicator import Communicator, Request
 from minidl.parallel.elastic import Elastic
+from minidl.parallel.emulated import EmulatedWire
 from minidl.parallel.ending import end_together
 from minidl.parallel.exchange import Exchange, create, names, register
 from minidl.parallel.layout import Chunk, Layout
 from minidl.parallel.staging import EmulatedDevice, Staging
 from minidl.parallel.team import Team
 
-__all__ = ["Alone", "Chunk", "Communicator", "Elastic", "EmulatedDevice", "Exchange", "Facts", "Layout", "Request", "Staging", "Team",
-           "create", "end_together", "local", "mpi", "names", "register"]
+__all__ = ["Alone", "Chunk", "Communicator", "Elastic", "EmulatedDevice", "EmulatedWire", "Exchange", "Facts", "Layout", "Request",
+           "Staging", "Team", "create", "end_together", "local", "mpi", "names", "register"]

@@ -14,6 +14,8 @@ from minidl.pictures.landscapes import landscape
 from minidl.pictures.matrices import matrices
 from minidl.pictures.picture import Picture, canvas
 from minidl.pictures.scaling import bars, scaling
+from minidl.pictures.timeline import timeline
 
 __all__ = ["Picture", "backward_steps", "bars", "canvas", "confusion", "curves", "draw", "feature_maps", "filters", "im2col_matrix",
-           "images", "landscape", "learning_curves", "matrices", "mistakes", "patches", "pooling", "scaling", "window"]
+           "images", "landscape", "learning_curves", "matrices", "mistakes", "patches", "pooling", "scaling", "timeline",
+           "window"]

@@ -21,12 +21,13 @@ NAMED = 9               # places on the scale that are named, where not more wer
 
 
 def scaling(series: Mapping[str, Any], *, x: str, y: str, limits: Mapping[str, Any] | None = None, title: str | None = None,
-            log: bool | tuple[bool, bool] = True, width: float = 6.0, height: float = 3.4) -> Picture:
+            log: bool | tuple[bool, bool] = True, joined: bool = True, width: float = 6.0, height: float = 3.4) -> Picture:
     """Measured points and the lines between them, on logarithmic scales.
 
     series: name to a pair (places, values) of rows of numbers. limits: of the same form; what theory says, drawn dashed and grey.
     x, y: what they are, with their unit. title: above; y unless given. log: whether the scales are logarithmic, both or (x, y).
-    width, height: in inches. ShapeError for what is no pair of rows, ArgumentError for numbers that a logarithmic scale does not have.
+    joined: whether lines join the points. width, height: in inches. ShapeError for what is no pair of rows, ArgumentError for numbers
+    that a logarithmic scale does not have.
     MissingExtra without Matplotlib.
 
     >>> scaling({"sorting": ([10, 100], [0.1, 10.0])}, x="numbers", y="ms")
@@ -42,7 +43,8 @@ def scaling(series: Mapping[str, Any], *, x: str, y: str, limits: Mapping[str, A
                                     hint="Leave it out, or give log=False, or log=(False, True).")
     with canvas(width, height) as (figure, axes):
         for i, each in enumerate(lines):
-            axes.plot(each.x, each.y, color=each.colour, marker=MARKERS[i % len(MARKERS)], markersize=5, label=each.name, zorder=3)
+            axes.plot(each.x, each.y, color=each.colour, linestyle="-" if joined else "", marker=MARKERS[i % len(MARKERS)], markersize=5,
+                      label=each.name, zorder=3)
         for i, each in enumerate(dashed):
             axes.plot(each.x, each.y, color=each.colour, linestyle=((0, (5, 3)), (0, (1.5, 2)))[i % 2], linewidth=1.3, label=each.name)
         axes.set_xscale("log" if logs[0] else "linear")
