@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from minidl.profiling.profile import Profile
+    from minidl.profiling.measured import Profile
 
 MOST = 20                   # rows of operations; what is left over is one row
 

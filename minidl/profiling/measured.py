@@ -151,6 +151,11 @@ class Profile:
         return self._found if self._found is not None else self._find()
 
     @property
+    def begun(self) -> float:
+        """When it began: a moment of `time.perf_counter`, from which the seconds of events are counted."""
+        return self.found.begun / 1e9
+
+    @property
     def seconds(self) -> float:
         """All time that was measured: the sum of the phases that are not hidden."""
         return self.found.seconds

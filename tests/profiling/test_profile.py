@@ -1,0 +1,280 @@
+"""A profile adds up to the wall time, puts what happened where it belongs, and costs nobody else anything."""
+
+import json
+import math
+import time
+
+import numpy as np
+import pytest
+
+import minidl
+from minidl import Tensor, data, models, nn, optim
+from minidl import functions as F
+from minidl.errors import ArgumentError
+from minidl.loop import Callback, fit
+from minidl.modes import mode
+from minidl.parallel import EmulatedDevice, Team, local
+from minidl.profiler import PHASES, clock
+
+RNG = np.random.default_rng(0)
+DIGITS = data.load("digits")
+
+
+def network():
+    return nn.Sequential(nn.Conv2d(1, 4, 3, generator=0), nn.ReLU(), nn.Flatten(), nn.Affine(4 * 36, 10, generator=1))
+
+
+def learner(name="lenet", kind="sgd"):
+    model = models.create(name, input_shape=(1, 8, 8), classes=10, generator=0)
+    return model, optim.create(kind, model, lr=0.01)
+
+
+def step(model, x=None, y=None):
+    x = RNG.random((8, 1, 8, 8), np.float32) if x is None else x
+    F.softmax_cross_entropy(model(x), np.zeros(len(x), int) if y is None else y).backward()
+
+
+class TestPhasesAddUp:
+    @pytest.mark.parametrize("kind", ["sgd", "kfac"])
+    @pytest.mark.parametrize("name", ["lenet", "mlp"])
+    def test_to_the_wall_time_within_five_percent(self, name, kind):
+        """By the wall clock around each epoch, for all of a run's metrics, and for its profile."""
+        train, test = DIGITS
+        ends = [time.perf_counter()]
+
+        class Ends(Callback):
+            def epoch(self, run, metrics):
+                ends.append(time.perf_counter())
+
+        model, optimizer = learner(name, kind)
+        with minidl.profile() as p:
+            ends[0] = time.perf_counter()
+            history = fit(model, data.Loader(train[:400], batch_size=100), test, optimizer, 2, [Ends()])
+            whole = time.perf_counter() - ends[0]
+        assert len(history) == 2
+        for metrics, start, end in zip(history, ends, ends[1:]):
+            assert sum(metrics["phases"].values()) == pytest.approx(end - start, rel=0.05)
+            assert set(metrics["phases"]) <= set(PHASES) and metrics["hidden"] == {} and metrics["memory"] > 2**20
+        shown = [row for row in p.phases if not row.hidden]
+        assert sum(row.seconds for row in shown) == pytest.approx(p.seconds) == pytest.approx(whole, rel=0.05)
+        assert sum(row.share for row in shown) == pytest.approx(1)
+        wanted = {"data", "forward", "backward", "update", "evaluation"} | ({"curvature", "normalization"} if kind == "kfac" else set())
+        assert wanted <= {row.name for row in shown}
+
+    @pytest.mark.parametrize("kind", ["sgd", "kfac"])
+    def test_on_ranks_too(self, kind):
+        train, _ = DIGITS
+
+        def work(communicator):
+            with minidl.profile() as p:
+                started = time.perf_counter()
+                model, optimizer = learner("mlp", kind)
+                history = fit(model, data.Loader(train[:200], batch_size=50), None, optimizer, 1, team=Team(communicator))
+                whole = time.perf_counter() - started
+            return sum(history[0]["phases"].values()), p.seconds, whole, set(history[0]["phases"])
+
+        for epoch, seconds, whole, names in local.run(work, 2):
+            assert seconds == pytest.approx(whole, rel=0.05) and epoch < whole
+            assert {"gradient exchange", "idle"} <= names and ("curvature exchange" in names) == (kind == "kfac")
+
+
+class TestHidden:
+    def test_communication_beside_computation_is_in_no_sum(self):
+        """A device from which each byte takes its time: with overlap the backward pass, made slow, hides it; without it, it is seen."""
+        class Slow(minidl.Function):
+            def forward(self, x):
+                return x + 0
+
+            def grad_x(self, gy):
+                time.sleep(0.04)
+                return gy * 1
+
+        class Net(nn.Module):
+            def __init__(self):
+                self.low, self.high = nn.Affine(20, 20, generator=0), nn.Affine(20, 10, generator=1)
+
+            def forward(self, x):
+                return self.high(Slow()(self.low(x)))
+
+        def work(communicator, overlap):
+            model = Net()
+            team = Team(communicator, overlap=overlap, chunk=100, staging=EmulatedDevice(rate=4e4))
+            started = time.perf_counter()
+            history = fit(model, data.Loader((np.ones((16, 20), np.float32), np.zeros(16, int)), batch_size=4), None,
+                          optim.SGD(model, lr=0.1), 1, team=team)
+            return history[0], time.perf_counter() - started
+
+        def found(overlap):
+            metrics, whole = local.run(lambda communicator: work(communicator, overlap), 2)[0]
+            assert sum(metrics["phases"].values()) <= whole
+            return metrics["phases"]["gradient exchange"] + metrics["phases"]["idle"], metrics["hidden"].get("gradient exchange", 0.0)
+
+        seen, hidden = found("none")
+        assert hidden == 0 and seen > 0.08                      # 4 steps of some 0.04 s for 2,520 bytes there and back
+        less, hidden = found("backward")
+        assert hidden > 0.04 and less < seen
+
+
+class TestRows:
+    def test_a_step_of_plain_code(self):
+        model = network()
+        step(model)
+        with minidl.profile() as p:
+            step(model)
+        rows = {(row.layer, row.name): row for row in p.operations}
+        conv, affine = rows["0 (Conv2d)", "conv2d"], rows["3 (Affine)", "affine"]
+        assert conv.flops == 2 * 8 * 4 * 36 * 9 and affine.flops == 2 * 8 * 144 * 10
+        assert conv.bytes == 4 * (8 * 64 + 4 * 9 + 4 + 8 * 4 * 36) and conv.made == 4 * 8 * 4 * 36
+        assert rows["0 (Conv2d)", "conv2d grad_w"].flops == conv.flops and rows["3 (Affine)", "affine grad_x"].flops == affine.flops
+        assert rows["0 (Conv2d)", "conv2d grad_b"].flops == 4           # one for each number of the result
+        assert {row.direction for row in p.operations} == {"forward", "backward"}
+        assert {row.calls for row in p.operations} == {1}
+        assert conv.gflops == pytest.approx(conv.flops / conv.seconds / 1e9)
+        names = {phase.name: phase for phase in p.phases}
+        assert set(names) == {"forward", "backward", "other"} and sum(p.gaps.values()) + sum(row.seconds for row in p.operations) == \
+            pytest.approx(p.recorded)
+
+    def test_looking_at_memory_in_another_way_moves_nothing(self):
+        x = Tensor(np.ones((4, 6), np.float32), requires_grad=True)
+        with minidl.profile() as p:
+            x.reshape(3, 8).sum().backward()
+        row = next(row for row in p.operations if row.name == "reshape")
+        assert (row.bytes, row.flops, row.made) == (0, 0, 0)
+
+    def test_what_is_called_inside_belongs_to_what_calls_it(self):
+        class Twice(minidl.Function):
+            def forward(self, x):
+                return F.exp(F.exp(x))
+
+            def grad_x(self, gy, x):
+                return gy * F.exp(x) * F.exp(F.exp(x))
+
+        x = Tensor(np.ones(3), requires_grad=True)
+        with minidl.profile() as p:
+            Twice()(x).sum().backward()
+        assert sorted(row.name for row in p.operations) == ["sum", "sum grad_x", "twice", "twice grad_x"]
+        assert sum(1 for event in p.events() if event.name == "exp") == 5
+
+    def test_second_derivatives(self):
+        x = Tensor(np.ones(3), requires_grad=True)
+        with minidl.profile() as p:
+            minidl.hvp((x * x).sum(), x, np.ones(3))
+        assert {row.direction for row in p.operations} == {"forward", "backward"}
+
+    def test_what_layers_keep(self):
+        """The input of a layer that needs it, counted where it is kept first; no parameters."""
+        model = nn.Sequential(nn.Affine(6, 5, generator=0), nn.Sigmoid(), nn.Affine(5, 3, generator=0))
+        x = np.ones((4, 6), np.float32)
+        with minidl.profile() as p:
+            for _ in range(3):
+                model(x).sum().backward()
+        kept = {layer.path: layer.kept for layer in p.layers}
+        assert kept["0 (Affine)"] == 4 * (24 + 20)              # x, and y, which the sigmoid was fused into
+        assert kept["2 (Affine)"] == 0                          # y again
+
+    def test_updates(self):
+        model = network()
+        optimizer = optim.SGD(model, lr=0.1, momentum=0.9)
+        with minidl.profile() as p:
+            step(model)
+            optimizer.step()
+        row = next(row for row in p.operations if row.direction == "update" and row.layer == "3 (Affine)")
+        assert row.name == "sgd" and row.calls == 2 and row.bytes == 5 * 4 * (1440 + 10)        # w, g and velocity read, two written
+
+    def test_what_follows_in_training_is_told_apart(self):
+        train, test = DIGITS
+        model, optimizer = learner("mlp", "kfac")
+        with minidl.profile() as p:
+            fit(model, data.Loader(train[:100], batch_size=50), test[:50], optimizer, 1)
+        assert {row.direction for row in p.operations} >= {"forward", "backward", "update", "evaluation", "curvature"}
+
+
+class TestBlocks:
+    def test_nothing_is_left_behind(self):
+        before = mode.get()
+        with minidl.profile():
+            assert mode.get() is not before and clock().recorder is not None
+        assert mode.get() == before and clock() is None
+
+    def test_after_an_error_too(self):
+        before = mode.get()
+        with pytest.raises(ZeroDivisionError), minidl.profile() as p:
+            step(network())
+            raise ZeroDivisionError
+        assert mode.get() == before and clock() is None and p.operations
+
+    def test_in_each_other(self):
+        model = network()
+        with minidl.profile() as outer:
+            step(model)
+            with minidl.profile() as inner:
+                step(model)
+            step(model)
+
+        def calls(p):
+            return next(row.calls for row in p.operations if row.name == "conv2d")
+
+        assert (calls(outer), calls(inner)) == (3, 1) and inner.seconds < outer.seconds
+
+    def test_around_fit_and_within_a_phase(self):
+        train, _ = DIGITS
+        profiles = []
+
+        class Inside(Callback):
+            def step(self, run, loss):
+                with minidl.profile() as p:
+                    step(network())
+                profiles.append(p)
+
+        model, optimizer = learner("mlp")
+        with minidl.profile() as around:
+            fit(model, data.Loader(train[:100], batch_size=50), None, optimizer, 1, [Inside()])
+        assert {row.name for row in profiles[0].phases} == {"saving"}           # a callback's
+        assert next(row for row in around.operations if row.layer.startswith("0 (Conv2d)")).calls == 2
+
+    def test_paused(self):
+        model = network()
+        with minidl.profile() as p:
+            step(model)
+            p.pause()
+            step(model)
+            p.resume()
+            step(model)
+        assert next(row.calls for row in p.operations if row.name == "conv2d") == 2
+        assert p.recorded < p.seconds
+
+    def test_while_it_is_open_it_tells_what_there_is(self):
+        with minidl.profile() as p:
+            step(network())
+            assert p.operations and "Bottleneck" in p.bottleneck()
+            step(network())
+        assert sum(row.calls for row in p.operations if row.name == "conv2d") == 2
+
+    def test_a_profile_is_used_once(self):
+        with minidl.profile() as p:
+            pass
+        with pytest.raises(ArgumentError, match="nothing was measured"):
+            _ = minidl.profile().seconds
+        with pytest.raises(ArgumentError, match="begun already"), minidl.profile() as p, p:
+            pass
+
+    def test_of_nothing(self):
+        with minidl.profile() as p:
+            pass
+        assert p.operations == [] and p.layers == [] and "Python outside" in p.bottleneck()
+
+
+class TestData:
+    def test_is_json_and_the_same_rows(self):
+        model = network()
+        with minidl.profile() as p:
+            step(model)
+        told = json.loads(json.dumps(p.data(), allow_nan=False))
+        assert told["bottleneck"] == p.bottleneck() and len(told["operations"]) == len(p.operations)
+        assert [row["name"] for row in told["phases"]] == [row.name for row in p.phases]
+        assert math.isclose(sum(row["seconds"] for row in told["phases"] if not row["hidden"]), told["seconds"])
+
+    def test_a_notebook_shows_the_table(self):
+        with minidl.profile() as p:
+            step(network())
+        assert p._repr_html_().startswith("<pre>Bottleneck")
