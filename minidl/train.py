@@ -204,6 +204,7 @@ def described(options: SimpleNamespace, optimizer: optim.Optimizer, task: Task, 
         *(exchange_described(options, world.size) if world is not None else []),
         ("epochs", f"{options.epochs}, each of {len(task.loader):,} minibatches of {options.batch_size}"),
         *place,
+        *([("report", f"none: {report.missing()}; pip install 'minidl[viz]'")] if report.missing() else []),
     ]
 
 
@@ -245,7 +246,6 @@ def closed(signals: StopOnSignal, display: Display, options: SimpleNamespace, ta
     stopped = run.ended and not run.finished
     if run.team.leads:
         display.stop()
-        journal.close()
         if not stopped:
             display.summary(run)
         for line, style in (line for measure in measures for line in measure.lines(min(display.console.width, 100) - 2)):
@@ -260,6 +260,9 @@ def closed(signals: StopOnSignal, display: Display, options: SimpleNamespace, ta
                 display.say(f"This run has finished its {run.epoch} epochs. To train on: {more}")
             elif task.objective.right is not None and len(task.train.shape) == 3:
                 display.say(f"classify images: {command('predict', folder, 'IMAGE...')}")
+        page = journal.close()
+        if page is not None:
+            display.say(f"report: {page}")
     return 128 + ranks.highest(signals.number) if stopped else 0            # the signal may have come to another process only
 
 

@@ -41,23 +41,23 @@ class Line:
 
 
 def curves(series: Mapping[str, Any], *, x: str = "step", y: str = "loss", title: str | None = None, log: bool | None = None,
-           percent: bool = False, width: float = 4.6, height: float = 3.1) -> Picture:
+           percent: bool = False, legend: bool = True, width: float = 4.6, height: float = 3.1) -> Picture:
     """Lines in one picture, each with its name.
 
     series: name to values (n,), which then stand at 1, 2, ..., or to a pair (places, values) of such; None and what is not finite is left
     out. x, y: what they are; places in "seconds" are shown as minutes or hours where there are many. title: above; y unless given.
     log: whether the vertical scale is logarithmic; where values lie far apart unless given. percent: values are shares of 1.
-    width, height: in inches. ShapeError if a curve is no such thing. MissingExtra without Matplotlib.
+    legend: whether several are named in the picture. width, height: in inches. ShapeError if a curve is no such thing. MissingExtra
+    without Matplotlib.
 
     >>> curves({"training": [2.3, 0.9, 0.4], "test": ([1, 3], [1.2, 0.5])}, x="epoch")
     Loss over epochs. training: 3 values, from 2.3 at 1 to 0.4 at 3. test: 2 values, from 1.2 at 1 to 0.5 at 3.
     """
-    lines = [line(name, values, SERIES[i % len(SERIES)], DASHES[i // len(SERIES) % len(DASHES)])
-             for i, (name, values) in enumerate(series.items())]
+    lines = [line(name, values, *look(i)) for i, (name, values) in enumerate(series.items())]
     with canvas(width, height) as (figure, axes):
         draw(axes, lines, x, title or y[:1].upper() + y[1:], log, percent)
-        if len(lines) > 1:
-            legend(figure, axes, lines, width)
+        if legend and len(lines) > 1:
+            name_lines(figure, axes, lines, width)
     return Picture(figure, in_words(lines, x, y, percent))
 
 
@@ -88,7 +88,7 @@ def learning_curves(history: Any, over: str = "epoch", *, width: float = 8.4, he
         for (word, lines), each in zip(panels, axes[0]):
             draw(each, lines, over, word.capitalize(), None, word == "accuracy")
         if len(panels[0][1]) > 1:
-            legend(figure, axes[0, 0], panels[0][1], width)
+            name_lines(figure, axes[0, 0], panels[0][1], width)
     return Picture(figure, " ".join(in_words(lines, over, word, word == "accuracy") for word, lines in panels))
 
 
@@ -97,6 +97,11 @@ def places(metrics: Sequence[Mapping[str, Any]], over: str) -> list[float]:
     if over == "seconds":
         return list(accumulate(each["seconds"] for each in metrics))
     return [each.get(over, np.nan) for each in metrics]
+
+
+def look(number: int) -> tuple[str, Any]:
+    """The colour and the dashes of the first, second, ... of several curves."""
+    return SERIES[number % len(SERIES)], DASHES[number // len(SERIES) % len(DASHES)]
 
 
 def line(name: str, values: Any, colour: str, dash: Any = "-", pale: bool = False) -> Line:
@@ -169,7 +174,7 @@ def time_unit(seconds: float) -> tuple[float, str]:
     return (1.0, "seconds") if seconds < 180 else (60.0, "minutes") if seconds < 10800 else (3600.0, "hours")
 
 
-def legend(figure: Any, axes: Any, lines: Sequence[Line], width: float) -> None:
+def name_lines(figure: Any, axes: Any, lines: Sequence[Line], width: float) -> None:
     """The names: beside the title if there is room, otherwise above the picture in as many columns as fit."""
     handles, names = axes.get_lines(), [str(i) for i in range(len(lines))]
     if len(figure.axes) == 1 and sum(len(each.name) + 6 for each in lines) + len(axes.get_title(loc="left")) < 10 * width:

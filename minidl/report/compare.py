@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from minidl.pictures import curves
-from minidl.pictures.picture import SERIES
+from minidl.pictures.curves import look
 from minidl.report.embed import COLOURS, inline
 from minidl.report.folder import Found, find
-from minidl.report.page import WORDS, clock, kept, memory, phases, shared, template
+from minidl.report.page import SIZE, WORDS, clock, kept, memory, phases, shared, template, worded
 
 CHARTS = {"test loss": "test_loss", "test accuracy": "test_accuracy", "training loss": "train_loss", "training accuracy": "train_accuracy"}
 
@@ -32,8 +32,14 @@ def page(runs: Sequence[Found]) -> str:
     names = distinct([run.folder for run in runs])
     return template("compare.html").render(
         **shared(), runs=runs, names=names, title=title(names), words=WORDS, now=clock(time.time()),
-        colours=[COLOURS[SERIES[i % len(SERIES)]] for i in range(len(runs))],
+        lines=lines(len(runs)),
         charts=charts(dict(zip(names, runs))), results=results(runs), goal=goal(runs), options=differences(runs), phases=beside(runs))
+
+
+def lines(count: int) -> list[tuple[str, str]]:
+    """How the curves of so many runs look: colours, and patterns of dashes."""
+    looks = [look(i) for i in range(count)]
+    return [(COLOURS[colour], "none" if dash == "-" else " ".join(str(2 * x) for x in dash[1])) for colour, dash in looks]
 
 
 def title(names: Sequence[str]) -> str:
@@ -70,7 +76,7 @@ def charts(runs: dict[str, Found]) -> dict[str, list[tuple[str, str]]]:
                 series |= {name: (run.steps[over], run.steps["loss"]) for name, run in runs.items() if run.steps}
             add(drawn, over, word, series, percent="accuracy" in key)
         if over != "epoch":
-            rates = {name: (run.steps.get(over, []), run.steps.get("learning_rate", [])) for name, run in runs.items()}
+            rates: dict[str, Any] = {name: (run.steps.get(over, []), run.steps.get("learning_rate", [])) for name, run in runs.items()}
             add(drawn, over, "learning rate", rates)
     return drawn
 
@@ -78,7 +84,7 @@ def charts(runs: dict[str, Found]) -> dict[str, list[tuple[str, str]]]:
 def add(drawn: dict[str, list[tuple[str, str]]], over: str, word: str, series: dict[str, Any], percent: bool = False) -> None:
     """A picture, if there is something to be seen on it. A run that has nothing keeps its place, and so the others their colours."""
     if any(value is not None for _, values in series.values() for value in values):
-        picture = curves(series, x=over, y=word, percent=percent, log=False if word == "learning rate" else None)
+        picture = curves(series, x=over, y=word, percent=percent, legend=False, log=False if word == "learning rate" else None, **SIZE)
         drawn.setdefault(over, []).append((word, inline(picture, f"{over}-{word.replace(' ', '-')}")))
 
 
@@ -109,7 +115,7 @@ def differences(runs: Sequence[Found]) -> list[tuple[str, list[Any]]]:
     rows = [(name.replace("_", "-"), [run.options.get(name) for run in runs]) for name in names]
     rows.append(("processes", [run.status.get("ranks", 1) for run in runs]))
     rows += [(name, [run.config.get(name) for run in runs]) for name in ("minidl", "numpy")]
-    return [(name, ["-" if value is None else value for value in values]) for name, values in rows if any(v != values[0] for v in values)]
+    return [(name, [worded(value) for value in values]) for name, values in rows if any(v != values[0] for v in values)]
 
 
 def beside(runs: Sequence[Found]) -> dict[str, Any] | None:

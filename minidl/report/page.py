@@ -26,7 +26,10 @@ from minidl.report.repeat import commands
 HERE = Path(__file__).parent
 WORDS = {"running": "running", "finished": "finished", "stopped": "stopped", "failed": "failed", "killed": "cut off", "unknown": "ended?"}
 REFRESH = 5                         # seconds after which an open page looks again, at the earliest
+SIZE: dict[str, Any] = {"width": 4.1, "height": 2.8}         # inches of a picture of curves: letters can be read on a phone
 ROWS = 200                          # epochs that the table shows
+PROFILED = 12                       # operations of a profile that the table shows
+USUAL = ("forward", "backward", "update")           # directions of an operation that go without saying
 
 
 def write(folder: str | Path, out: str | Path | None = None) -> Path:
@@ -78,7 +81,7 @@ def page(found: Found) -> str:
         tiles=tiles(found, last), commands=commands(found.config), charts=charts(found), phases=phases(found), memory=memory(found),
         matrix=matrix(found), mistakes=mistakes(found), pairs=pairs(found), filters=filters(found), tests=found.tests,
         epochs=found.metrics[-ROWS:], profile=profile(found),
-        options=sorted((name, value) for name, value in found.options.items() if value is not None))
+        options=sorted((name, worded(value)) for name, value in found.options.items() if value is not None))
 
 
 # What stands at the top
@@ -149,7 +152,7 @@ def charts(found: Found) -> dict[str, list[tuple[str, str]]]:
             pictures.append(("learning rate", {"learning rate": (found.steps[over], found.steps["learning_rate"])}, False))
         for word, series, shares in pictures:
             series = {name: values for name, values in series.items() if any(value is not None for value in values[1])}
-            picture = curves(series, x=over, y=word, percent=shares, log=False if word == "learning rate" else None)
+            picture = curves(series, x=over, y=word, percent=shares, log=False if word == "learning rate" else None, **SIZE)
             drawn.setdefault(over, []).append((word, inline(picture, f"{over}-{word.replace(' ', '-')}")))
     return drawn
 
@@ -159,7 +162,8 @@ def matrix(found: Found) -> dict[str, Any] | None:
     counts, classes = found.tests.get("counts"), found.config["classes"]
     if counts is None or len(counts) != len(classes):
         return None
-    return {"picture": inline(confusion(counts, classes), "confusion"), "examples": int(counts.sum()),
+    width = min(max(3.2, 0.3 * len(classes) + 1.1), 5.2)
+    return {"picture": inline(confusion(counts, classes, width=width), "confusion"), "examples": int(counts.sum()),
             "pairs": [(classes[i], classes[j], count, count / max(counts[i].sum(), 1)) for i, j, count in confused(counts)[:8]],
             "wide": len(classes) > 12}
 
@@ -216,8 +220,21 @@ def phases(found: Found) -> dict[str, Any] | None:
 
 
 def profile(found: Found) -> dict[str, Any] | None:
-    """The first rows of the profile of the first steps, if there is one."""
-    return None
+    """What cost most of the steps that were profiled, if there is a profile; of one that is none of ours nothing."""
+    try:
+        rows = [(row["layer"] or "-", row["name"] + ("" if row["direction"] in USUAL else f" ({row['direction']})"),
+                 f"{100 * row['share']:.1f} %", f"{row['calls']:,}", f"{1000 * row['seconds'] / max(row['calls'], 1):.3f}",
+                 f"{row['gflops']:.3g}" if row["gflops"] else "-", f"{row['gbytes']:.3g}" if row["gbytes"] else "-")
+                for row in found.profile["operations"][:PROFILED]]
+        return {"rows": rows, "words": " ".join(filter(None, (found.profile["bottleneck"], found.profile["hint"]))),
+                "steps": found.profile["steps"]} if rows else None
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def worded(value: Any) -> str:
+    """An option's value, as one reads it."""
+    return {True: "yes", False: "no", None: "-"}[value] if value is None or isinstance(value, bool) else f"{value}"
 
 
 def span(seconds: float) -> str:
