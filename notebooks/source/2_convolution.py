@@ -22,7 +22,7 @@ import numpy as np
 import minidl
 from minidl import data, models, nn, optim, pictures
 from minidl import functions as F
-from minidl.exercises import check
+from minidl.exercises import check, predicted
 from minidl.loop import fit
 
 # %% [markdown] one-window
@@ -45,11 +45,10 @@ w = np.array([[2, 0, 1],
 # **Predict:** which number comes of the upper left corner? Do it on paper. And how many multiplications are needed for the whole result?
 
 # %% prediction-first
-first_number = None
-multiplications_in_all = None
+first = {"number": None, "multiplications": None}
 
 # %% window-picture
-print(f"you said {first_number}, and {multiplications_in_all} multiplications in all; below, four places with {w.size} each: {4 * w.size}")
+print(f"4 places with {w.size} multiplications each: {4 * w.size}; {predicted(first)}")
 pictures.window(x, w)
 
 # %% [markdown] seen-window
@@ -124,11 +123,12 @@ def multiplications(height, width, kernel):
 
 # %% check count
 def counted(height, width, kernel):
-    fits = [(i, j) for i in range(height) for j in range(width) if i + kernel <= height and j + kernel <= width]
+    fits = [(i, j) for i in range(height) for j in range(width)
+            if i + kernel <= height and j + kernel <= width]
     return len(fits) * kernel * kernel
 
 check(multiplications, counted, on=[(4, 4, 3), (28, 28, 5), (6, 9, 1), (3, 7, 3)],
-      hint="In how many rows can the window begin, so that it does not stick out? And how many numbers lie under it?")
+      hint="In how many rows can the window begin and not stick out? What lies under it?")
 
 # %% [markdown] bias
 # ## Bias
@@ -159,7 +159,7 @@ filter3 = np.array([[[2, 0, 1], [0, 3, 0], [1, 0, 2]],
                     [[0, 1, 3], [0, 1, 2], [1, 0, 0]],
                     w], np.float32)
 y = F.conv2d(image[None], filter3[None])
-print(f"you said {shape_of_result}; it is {y[0, 0].shape}, as one image of one channel {y.shape}")
+print(f"{y[0, 0].shape}, as one image of one channel {y.shape}; {predicted(shape_of_result)}")
 y[0, 0]
 
 # %% channels-picture
@@ -175,7 +175,7 @@ pictures.window(image, filter3)
 
 # %% exercise place
 def at_one_place(patch, w, b):
-    """patch: (C, KH, KW), what lies under the window. w: (O, C, KH, KW). b: (O,). Gives O numbers."""
+    """patch: (C, KH, KW), under the window. w: (O, C, KH, KW). b: (O,). Gives O numbers."""
     return ...
 
 # %% solution place
@@ -204,9 +204,10 @@ def at_one_place(patch, w, b):
 
 # %% check place
 rng = np.random.default_rng(0)
-cases = [(rng.normal(size=(c, k, k)), rng.normal(size=(o, c, k, k)), rng.normal(size=o)) for o, c, k in [(2, 3, 3), (5, 1, 2), (4, 4, 1)]]
+cases = [(rng.normal(size=(c, k, k)), rng.normal(size=(o, c, k, k)), rng.normal(size=o))
+         for o, c, k in [(2, 3, 3), (5, 1, 2), (4, 4, 1)]]
 check(at_one_place, lambda patch, w, b: F.conv2d(patch[None], w, b)[0, :, 0, 0], on=cases,
-      hint="One number for each filter: the sum over channels, rows and columns, and then its bias, once.")
+      hint="For each filter one number: a sum over channels, rows, columns; then its bias, once.")
 
 # %% [markdown] ask-wrong-channels
 # What happens if the channels do not fit? Here the image has three and the filter has one.
@@ -229,8 +230,10 @@ F.conv2d(image[None], w[None, None])
 train, test = data.load("digits")
 digit, label = test[5:6]
 below = np.array([[-1, -1, -1], [0, 0, 0], [1, 1, 1]], np.float32)
-edges = F.conv2d(digit, np.stack([below, below.T])[:, None], padding=1)
-pictures.images([digit[0, 0], *F.relu(edges[0]) / edges.max()], ["image", "brighter below", "brighter on the right"], size=1.9)
+two_filters = np.stack([below, below.T])[:, None]               # (2, 1, 3, 3)
+edges = F.relu(F.conv2d(digit, two_filters, padding=1))
+pictures.images([digit[0, 0], *edges[0] / edges.max()],
+                ["image", "brighter below", "brighter on the right"], size=1.9)
 
 # %% [markdown] seen-edges
 # White stands for large numbers, black for 0 and everything below. The first filter answers at the upper edges of each stroke, the second
@@ -252,8 +255,8 @@ and_stride_2 = None
 # %% stride
 padded = F.conv2d(x[None, None], w[None, None], padding=1)
 strided = F.conv2d(x[None, None], w[None, None], padding=1, stride=2)
-print(f"padding 1: you said {with_padding_1}, it is {padded[0, 0].shape}")
-print(f"and stride 2: you said {and_stride_2}, it is {strided[0, 0].shape}")
+print(f"padding 1: {padded[0, 0].shape}; {predicted(with_padding_1)}")
+print(f"and stride 2: {strided[0, 0].shape}; {predicted(and_stride_2)}")
 pictures.window(x, w, padding=1, stride=2)
 
 # %% [markdown] seen-stride
@@ -291,10 +294,12 @@ def output_size(n, kernel, stride, padding):
 
 # %% check size
 def size_of_result(n, kernel, stride, padding):
-    return F.conv2d(np.zeros((1, 1, n, n)), np.zeros((1, 1, kernel, kernel)), stride=stride, padding=padding).shape[2]
+    x, w = np.zeros((1, 1, n, n)), np.zeros((1, 1, kernel, kernel))
+    return F.conv2d(x, w, stride=stride, padding=padding).shape[2]
 
-check(output_size, size_of_result, on=[(4, 3, 1, 0), (4, 3, 1, 1), (8, 3, 2, 0), (28, 5, 1, 2), (10, 4, 3, 1), (7, 7, 1, 0)],
-      hint="How far can the window move from its first place? How many whole steps is that? The first place counts too.")
+cases = [(4, 3, 1, 0), (4, 3, 1, 1), (8, 3, 2, 0), (28, 5, 1, 2), (10, 4, 3, 1), (7, 7, 1, 0)]
+check(output_size, size_of_result, on=cases,
+      hint="How far can the window move? How many whole steps are that? And the first place?")
 
 # %% [markdown] ask-too-large
 # And if the window has no place at all?
@@ -328,7 +333,7 @@ F.max_pool2d(image[None], 2)[0]
 
 # %% exercise pool
 def max_pool(x, kernel):
-    """x: (H, W). The stride is the kernel; rows and columns that do not fill a window are left out."""
+    """x: (H, W). The stride is the kernel; what fills no window at the edge is left out."""
     return ...
 
 # %% solution pool
@@ -361,14 +366,18 @@ def max_pool(x, kernel):
 
 # %% wrong pool takes the mean
 def max_pool(x, kernel):
-    rows, columns = x.shape[0] // kernel, x.shape[1] // kernel
-    return x[:rows * kernel, :columns * kernel].reshape(rows, kernel, columns, kernel).mean(axis=(1, 3))
+    y = np.zeros((x.shape[0] // kernel, x.shape[1] // kernel))
+    for i in range(y.shape[0]):
+        for j in range(y.shape[1]):
+            y[i, j] = x[i * kernel:(i + 1) * kernel, j * kernel:(j + 1) * kernel].mean()
+    return y
 
 # %% check pool
 rng = np.random.default_rng(1)
-cases = [(rng.normal(size=(4, 4)), 2), (rng.normal(size=(6, 9)), 3), (-np.arange(1.0, 26.0).reshape(5, 5), 2)]
+cases = [(rng.normal(size=(4, 4)), 2), (rng.normal(size=(6, 9)), 3),
+         (-np.arange(1.0, 26.0).reshape(5, 5), 2)]
 check(max_pool, lambda x, kernel: F.max_pool2d(x[None, None], kernel)[0, 0], on=cases,
-      hint="Where does the window at place (i, j) begin? And are you right where all numbers are negative?")
+      hint="Where does the window at (i, j) begin? And what if all numbers are negative?")
 
 # %% [markdown] shifts
 # ## What a small shift changes
@@ -390,7 +399,7 @@ pictures.pooling(spot, titles=["spot in column 2", "in column 3", "in column 4"]
 # %% shift-result
 pooled = F.max_pool2d(spot[None], 2)[0]
 same = [f"{i} and {j}" for i in range(3) for j in range(i) if (pooled[i] == pooled[j]).all()]
-print(f"you said {equal_ones}; equal are {same}, counted from 0")
+print(f"equal are {same}, counted from 0; {predicted(equal_ones)}")
 
 # %% [markdown] seen-shift
 # The first step stays inside a window, and the result does not notice. The second crosses into the next window, and it does. So pooling
@@ -404,11 +413,13 @@ def changed(before, after):
 
 digits, labels = test[:]
 shifted = np.pad(digits[..., :-1], ((0, 0), (0, 0), (0, 0), (1, 0)))
-before, after = (F.relu(F.conv2d(d, np.stack([below, below.T])[:, None], padding=1)) for d in (digits, shifted))
+before, after = (F.relu(F.conv2d(x, two_filters, padding=1)) for x in (digits, shifted))
 print(f"the whole maps           {changed(before, after):.2f}")
 for k in (2, 4):
-    print(f"largest of each {k} x {k}    {changed(F.max_pool2d(before, k), F.max_pool2d(after, k)):.2f}")
-    print(f"first of each {k} x {k}      {changed(before[..., ::k, ::k], after[..., ::k, ::k]):.2f}")
+    largest = changed(F.max_pool2d(before, k), F.max_pool2d(after, k))
+    single = changed(before[..., ::k, ::k], after[..., ::k, ::k])
+    print(f"largest of each {k} x {k}    {largest:.2f}")
+    print(f"first of each {k} x {k}      {single:.2f}")
 
 # %% [markdown] seen-measured
 # 0 would mean that nothing has changed, 1 that the change is as large as the maps. On small images one column is much. Pooling takes a
@@ -442,8 +453,9 @@ with minidl.no_grad():                          # nothing is to be learned here
         h = layer(h)
         outputs[f"{number} {type(layer).__name__}"] = h
 
-for name, predicted in zip(outputs, [digit.shape, *shapes, *[None] * 4]):
-    print(f"{name:12} {outputs[name].shape!s:14}" + (f" you said {predicted}" if predicted and name != "image" else ""))
+for name, y in outputs.items():
+    print(f"{name:12} {y.shape}")
+print(predicted(shapes))
 
 # %% [markdown] softmax
 # The last layer gives a score for each of the ten classes. *Softmax* makes probabilities of scores: take the exponential of each, and
@@ -471,20 +483,24 @@ pictures.feature_maps(outputs, classes=test.classes)
 
 # %% first-map
 weights = model.state_dict()
-by_hand = np.maximum(convolve(np.pad(digit[0, 0], 1), weights["features.0.w"][0, 0]) + weights["features.0.b"][0], 0)
-print("largest difference from the layer's:", f"{np.abs(by_hand - outputs['1 Conv2d'].numpy()[0, 0]).max():.0e}")
+w0, b0 = weights["features.0.w"], weights["features.0.b"]
+by_hand = np.maximum(convolve(np.pad(digit[0, 0], 1), w0[0, 0]) + b0[0], 0)
+difference = np.abs(by_hand - outputs["1 Conv2d"].numpy()[0, 0]).max()
+print(f"largest difference from the layer's: {difference:.0e}")
 
 # %% [markdown] six-lines
 # And the whole network is six lines:
 
 # %% whole-network
-h = F.max_pool2d(F.relu(F.conv2d(digit, weights["features.0.w"], weights["features.0.b"], padding=1)), 2)
-h = F.max_pool2d(F.relu(F.conv2d(h, weights["features.2.w"], weights["features.2.b"], padding=1)), 2)
+w0, b0, w2, b2, *affine = weights.values()
+h = F.max_pool2d(F.relu(F.conv2d(digit, w0, b0, padding=1)), 2)
+h = F.max_pool2d(F.relu(F.conv2d(h, w2, b2, padding=1)), 2)
 h = F.flatten(h)
-h = F.relu(F.affine(h, weights["classifier.0.w"], weights["classifier.0.b"]))
-h = F.relu(F.affine(h, weights["classifier.1.w"], weights["classifier.1.b"]))
-h = F.affine(h, weights["classifier.2.w"], weights["classifier.2.b"])
-print("largest difference of scores:", f"{np.abs(h - scores).max():.0e}", "  class:", test.classes[int(h.argmax())])
+h = F.relu(F.affine(h, affine[0], affine[1]))
+h = F.relu(F.affine(h, affine[2], affine[3]))
+h = F.affine(h, affine[4], affine[5])
+print(f"largest difference of scores: {np.abs(h - scores).max():.0e}")
+print(f"class: {test.classes[int(h.argmax())]}")
 
 # %% [markdown] cost
 # ## What it costs
@@ -492,8 +508,7 @@ print("largest difference of scores:", f"{np.abs(h - scores).max():.0e}", "  cla
 # **Predict:** which layer has the most parameters? Which needs the most multiplications?
 
 # %% prediction-cost
-most_parameters = None
-most_multiplications = None
+layer_with_most = {"parameters": None, "multiplications": None}
 
 # %% [markdown] task-cost
 # **Exercise.** Work it out for the second convolution, layer 3 in the table of shapes: 16 channels of 4 x 4 go in, it has 32 filters of 3
@@ -521,10 +536,11 @@ cost = {"parameters": 32 * 16 * 3 * 3 + 32, "multiplications": 32 * 16 * 3 * 3}
 # %% check layer-cost
 row = next(row for row in nn.summary(model, (1, 8, 8)).rows if row.path == "features.2")
 check(cost, {"parameters": row.parameters, "multiplications": row.multiply_adds},
-      hint="A filter has weights for every channel that goes in, and one bias. It is used anew for every number that comes out.")
+      hint="A filter has weights for every channel that goes in, and one bias. "
+           "It is used anew for every number that comes out.")
 
 # %% summary
-print(f"you said: most parameters in {most_parameters}, most multiplications in {most_multiplications}")
+print(predicted(layer_with_most))
 print(nn.summary(model, (1, 8, 8)))
 
 # %% [markdown] seen-cost
@@ -544,7 +560,7 @@ part_recognised = None
 with minidl.no_grad():
     for name, batch in (("as they are", digits), ("shifted", shifted)):
         print(f"{name:12} {np.mean(model(batch).numpy().argmax(axis=1) == labels):.0%}")
-print(f"you said {part_recognised}")
+print(predicted(part_recognised))
 
 # %% [markdown] seen-tolerance
 # It suffers clearly: on images that are 8 cells wide, one column is an eighth of the width, and all digits it has learned from were
