@@ -23,7 +23,7 @@ import numpy as np
 import minidl
 from minidl import Tensor, data, models, nn, pictures
 from minidl import functions as F
-from minidl.exercises import check, check_gradient
+from minidl.exercises import check, check_gradient, predicted
 from minidl.testing import gradcheck, gradgradcheck
 
 # %% [markdown] forward
@@ -53,7 +53,7 @@ h = F.affine(x, w1, b1)
 a = F.relu(h)
 y = F.affine(a, w2, b2)
 loss = F.mse(y, wanted)
-print(f"you said h = {h_by_hand}, loss = {loss_by_hand}")
+print(predicted((h_by_hand, loss_by_hand)))
 pictures.draw(loss, values=True, names=locals())
 
 # %% [markdown] seen-forward
@@ -92,7 +92,7 @@ steps[0]
 by_y = None
 
 # %% first-step
-print(f"you said {by_y}")
+print(predicted(by_y))
 steps[1]
 
 # %% [markdown] seen-first-step
@@ -106,7 +106,7 @@ steps[1]
 by_w2, by_b2, by_a = None, None, None
 
 # %% second-step
-print(f"you said {by_w2}, {by_b2}, {by_a}")
+print(predicted((by_w2, by_b2, by_a)))
 steps[2]
 
 # %% [markdown] seen-second-step
@@ -121,7 +121,7 @@ steps[2]
 by_h = None
 
 # %% third-step
-print(f"you said {by_h}")
+print(predicted(by_h))
 steps[3]
 
 # %% [markdown] seen-third-step
@@ -134,7 +134,7 @@ steps[3]
 zeros_in_w1 = None
 
 # %% last-step
-print(f"you said {zeros_in_w1}")
+print(predicted(zeros_in_w1))
 steps[4]
 
 # %% [markdown] seen-last-step
@@ -214,9 +214,11 @@ def gradients(w1, b1, w2, b2):
     return batch.T @ gh, gh, a.T @ gy, gy
 
 # %% check by-hand
-check_gradient(gradients, forward, *(rng.normal(size=shape) for shape in ((2, 3), (3,), (3, 1), (1,))),
-               hint="Numbers 1 to 4 are those by w1, b1, w2, b2. Compare the shape of each with what it belongs to. "
-                    "Where does the ReLU stop a gradient: where h is negative, or where the gradient is?")
+shapes = (2, 3), (3,), (3, 1), (1,)
+check_gradient(gradients, forward, *(rng.normal(size=shape) for shape in shapes),
+               hint="Numbers 1 to 4 are those by w1, b1, w2, b2. Compare the shape of each "
+                    "with what it belongs to. Where does the ReLU stop a gradient: where h is "
+                    "negative, or where the gradient is?")
 
 # %% [markdown] twice
 # ## Twice?
@@ -239,7 +241,7 @@ b2_grad = None
 
 # %% accumulated
 F.mse(F.affine(F.relu(F.affine(x, w1, b1)), w2, b2), wanted).backward()
-print(f"you said {b2_grad}; b2.grad is {b2.grad.numpy()}")
+print(f"{predicted(b2_grad)}; b2.grad is {b2.grad.numpy()}")
 
 # %% [markdown] seen-accumulated
 # 8: a pass *adds* to what is there. That is of use where a batch is too large for memory and is taken in parts, and it is the reason for
@@ -273,7 +275,7 @@ s = Tensor(2.0, requires_grad=True)
 h = s * 3
 k = h * 2
 y = h + k
-print(f"you said {slope_by_s}")
+print(predicted(slope_by_s))
 pictures.draw(y, values=True, gradients=True, names=locals())
 
 # %% [markdown] seen-smallest
@@ -300,7 +302,7 @@ def walk(graph, order):
 h_before_k, k_before_h = None, None
 
 # %% two-orders
-print(f"you said {h_before_k} and {k_before_h}")
+print(predicted((h_before_k, k_before_h)))
 print("h before k:", walk(graph, ["y", "h", "k", "s"]))
 print("k before h:", walk(graph, ["y", "k", "h", "s"]))
 
@@ -309,8 +311,8 @@ print("k before h:", walk(graph, ["y", "k", "h", "s"]))
 # gradient. So the rule: *nobody passes on before everybody who used it has passed back*. Such an order is called *topological*.
 #
 # Could `h` not simply pass on again what came late? It could. Then `s` gets 3, and later 6 more, which is right. But look at what it
-# costs where such a figure stands behind another, each stage using the one before twice. **Predict.** With 16 stages, how often is
-# somebody visited?
+# costs where such a figure stands behind another, each stage using the one before twice. **Predict.** How many visits are there, over
+# all of 16 stages?
 
 # %% prediction-visits
 visits_of_16 = None
@@ -324,7 +326,7 @@ def visits(stages):
         waiting += [stage - 1, stage - 1] if stage else []      # along both ways
     return count
 
-print(f"you said {visits_of_16}")
+print(predicted(visits_of_16))
 print({stages: visits(stages) for stages in (1, 2, 4, 8, 16)})
 
 # %% [markdown] engine-visits
@@ -333,7 +335,7 @@ print({stages: visits(stages) for stages in (1, 2, 4, 8, 16)})
 
 # %% engine-steps
 y = Tensor(1.0, requires_grad=True)
-for stage in range(16):
+for _ in range(16):
     y = y + y * 2
 len(pictures.backward_steps(y)) - 1
 
@@ -351,7 +353,7 @@ def order(graph):
 
     def visit(name):
         if name not in found:
-            for source, slope in graph.get(name, []):
+            for source, _ in graph.get(name, []):
                 visit(source)
             found.append(name)          # after everything that it was computed from
 
@@ -368,7 +370,7 @@ def order(graph):
 def order(graph):
     found = ["y"]
     for name in found:
-        found += [source for source, slope in graph.get(name, []) if source not in found]
+        found += [source for source, _ in graph.get(name, []) if source not in found]
     return found
 
 # %% wrong order as they are met
@@ -378,7 +380,7 @@ def order(graph):
     def visit(name):
         if name not in found:
             found.append(name)
-            for source, slope in graph.get(name, []):
+            for source, _ in graph.get(name, []):
                 visit(source)
 
     visit("y")
@@ -390,7 +392,7 @@ def order(graph):
 
     def visit(name):
         if name not in found:
-            for source, slope in graph.get(name, []):
+            for source, _ in graph.get(name, []):
                 visit(source)
             found.append(name)
 
@@ -399,22 +401,27 @@ def order(graph):
 
 # %% check order
 def over_all_paths(graph):
-    names = {"y"} | {source for inputs in graph.values() for source, slope in inputs}
+    names = {"y"} | {source for inputs in graph.values() for source, _ in inputs}
 
     def slope_by(name, target):
-        return 1 if name == target else sum(slope * slope_by(source, target) for source, slope in graph.get(name, []))
+        if name == target:
+            return 1
+        return sum(slope * slope_by(source, target) for source, slope in graph.get(name, []))
     return {name: slope_by("y", name) for name in names}
 
 def walked(graph):
     names = order(graph)
     return names if names is ... else walk(graph, names)
 
-graphs = [graph, {"y": [("k", 1), ("h", 1)], "k": [("h", 2)], "h": [("s", 3)]},
-          {"y": [("a", 1), ("d", 5)], "d": [("c", 1)], "c": [("b", 2)], "b": [("a", 1)], "a": [("s", 2)]},
-          {"y": [("p", 2), ("q", 3)], "p": [("r", 1), ("q", 4)], "q": [("r", 7)], "r": [("t", 1), ("s", 1)], "t": [("s", 2)]}]
+graphs = [graph,
+          {"y": [("k", 1), ("h", 1)], "k": [("h", 2)], "h": [("s", 3)]},
+          {"y": [("a", 1), ("d", 5)], "d": [("c", 1)], "c": [("b", 2)], "b": [("a", 1)],
+           "a": [("s", 2)]},
+          {"y": [("p", 2), ("q", 3)], "p": [("r", 1), ("q", 4)], "q": [("r", 7)],
+           "r": [("t", 1), ("s", 1)], "t": [("s", 2)]}]
 check(walked, over_all_paths, on=graphs,
-      hint="A name may come when all that use it have come. Turn that round: put a name after all that it was computed from, "
-           "and then read the list backward.")
+      hint="A name may come when all that use it have come. Turn that round: put a name "
+           "after all that it was computed from, and then read the list backward.")
 
 # %% [markdown] larger
 # ## A network of everyday size
@@ -446,7 +453,8 @@ forward_passes = None
 
 # %% passes
 parameters = sum(parameter.size for parameter in model.parameters())
-print(f"you said {forward_passes}; one for each parameter, and one with nothing moved: {parameters + 1:,}")
+print(predicted(forward_passes))
+print(f"one for each parameter, and one with nothing moved: {parameters + 1:,}")
 
 # %% [markdown] differences
 # ## Is the gradient right?
@@ -463,7 +471,8 @@ by_differences = np.zeros((2, 2))
 for place in np.ndindex(2, 2):
     step = np.zeros((2, 2), np.float32)
     step[place] = 0.01
-    by_differences[place] = (loss_of(w1.data + step).item() - loss_of(w1.data - step).item()) / 0.02
+    higher, lower = loss_of(w1.data + step), loss_of(w1.data - step)
+    by_differences[place] = (higher.item() - lower.item()) / 0.02
 
 print("by differences     ", by_differences.round(2).tolist())
 print("by backpropagation ", minidl.grad(loss_of(w1), w1)[0].numpy().tolist())
@@ -480,9 +489,10 @@ best_step = None
 steps = 10.0 ** -np.arange(1, 15.5, 0.5)
 one_side = (np.exp(1 + steps) - np.exp(1)) / steps
 both_sides = (np.exp(1 + steps) - np.exp(1 - steps)) / (2 * steps)
-print(f"you said {best_step}")
-pictures.scaling({"to one side": (steps, abs(one_side - np.e)), "to both sides": (steps, abs(both_sides - np.e) + 1e-16)},
-                 x="step", y="error of the slope")
+errors = {"to one side": (steps, abs(one_side - np.e) + 1e-16),       # a logarithm takes no 0
+          "to both sides": (steps, abs(both_sides - np.e) + 1e-16)}
+print(predicted(best_step))
+pictures.scaling(errors, x="step", y="error of the slope")
 
 # %% [markdown] seen-step
 # Read it from right to left. First the error falls with the step: to one side by a tenth for each tenth, to both sides by a hundredth,
@@ -520,16 +530,17 @@ def train_with(activation, steps=80):
     first, second = nn.Affine(64, 32, generator=0), nn.Affine(32, 10, generator=1)
     weights = [*first.parameters(), *second.parameters()]
     inputs, labels = train[:500]
-    losses = []
-    for step in range(steps):
-        loss = F.softmax_cross_entropy(second(activation(first(inputs.reshape(500, 64)))), labels)
+    inputs, losses = inputs.reshape(500, 64), []
+    for _ in range(steps):
+        loss = F.softmax_cross_entropy(second(activation(first(inputs))), labels)
         losses.append(loss.item())
         for w, slope in zip(weights, minidl.grad(loss, weights)):
             w.data = w.data - 0.3 * slope.data
     return losses
 
-print(f"you said {loss_with_wrong_rule}")
-pictures.curves({"right rule": train_with(Tanh()), "wrong rule": train_with(NearlyTanh())}, x="step", y="loss", log=False)
+print(predicted(loss_with_wrong_rule))
+runs = {"right rule": train_with(Tanh()), "wrong rule": train_with(NearlyTanh())}
+pictures.curves(runs, x="step", y="loss", log=False)
 
 # %% [markdown] seen-nearly
 # Nearly as far. If you had only the orange curve, nothing in it would tell you. The wrong gradient still points downhill, and learning is
@@ -597,7 +608,8 @@ class Softsign(minidl.Function):
 
 # %% check softsign
 points, weights = np.array([-3.0, -0.5, 0.2, 1.0, 4.0]), np.array([1.0, -2.0, 3.0, 0.5, -1.0])
-check_gradient(lambda x: Softsign().grad_x(weights, Softsign()(x)), lambda x: (weights * x / (1 + abs(x))).sum(), points,
+check_gradient(lambda x: Softsign().grad_x(weights, Softsign()(x)),
+               lambda x: (weights * x / (1 + abs(x))).sum(), points,
                hint="Express the slope by y, and multiply it by what has come from behind, gy.")
 
 # %% [markdown] second
@@ -617,12 +629,12 @@ z = Tensor(2.0, requires_grad=True)
 (slope,) = minidl.grad(z ** 3, z, create_graph=True)
 (second,) = minidl.grad(slope, z, create_graph=True)
 (third,) = minidl.grad(second, z)
-print(f"you said {second_by_hand} and {third_by_hand}")
+print(predicted((second_by_hand, third_by_hand)))
 print(slope.item(), second.item(), third.item())
 
 # %% slope-graph
 (slope,) = minidl.grad(z ** 3, z, create_graph=True)
-pictures.draw(slope, values=True, gradients=True, names=dict(z=z, slope=slope))
+pictures.draw(slope, values=True, gradients=True, names={"z": z, "slope": slope})
 
 # %% [markdown] seen-slope-graph
 # This is the graph of the *slope*: the rule of the power, `gy * (3 z^2)`, written down while it ran. The constant is `gy`, and the last
@@ -677,14 +689,16 @@ def newton(function, start):
     return start - slope.item() / slope.item() ** 2
 
 # %% check newton
-bowls = [(lambda x: (x - 3) ** 2 + 1, 10.0), (lambda x: x ** 4 + x ** 2, 1.0), (lambda x: (x * 0.5).exp() - x, 0.5)]
+bowls = [(lambda x: (x - 3) ** 2 + 1, 10.0), (lambda x: x ** 4 + x ** 2, 1.0),
+         (lambda x: (x * 0.5).exp() - x, 0.5)]
 
 def by_differences_only(function, start, step=1e-4):
     values = [function(Tensor(np.array(start + k * step))).item() for k in (-1, 0, 1)]
     return start - step * (values[2] - values[0]) / 2 / (values[2] - 2 * values[1] + values[0])
 
 check(newton, by_differences_only, on=bowls, close=1e-4,
-      hint="minidl.grad(y, x, create_graph=True) gives a tuple of one Tensor, which can be differentiated again.")
+      hint="minidl.grad(y, x, create_graph=True) gives a tuple of one Tensor, which can be "
+           "differentiated again.")
 
 # %% [markdown] hessian
 # A network has not one second derivative but one for each *pair* of weights, together the *Hessian*: for the 31,294 weights of LeNet
@@ -700,11 +714,15 @@ zeros_in_column = None
 # %% hessian-column
 first = np.array([[1, 0], [0, 0]], np.float32)
 (column,) = minidl.hvp(loss_of(w1), w1, first)
-print(f"you said {zeros_in_column}")
+print(predicted(zeros_in_column))
 print("first column of the Hessian", column.numpy().ravel().tolist())
 
-slopes = [minidl.grad(loss_of(w), w)[0].numpy() for w in (nn.Parameter(w1.data + first / 100), nn.Parameter(w1.data - first / 100))]
-print("by differences of slopes   ", ((slopes[0] - slopes[1]) / 0.02).round(2).ravel().tolist())
+def slope_at(numbers):
+    w = nn.Parameter(numbers)
+    return minidl.grad(loss_of(w), w)[0].numpy()
+
+by_differences = (slope_at(w1.data + first / 100) - slope_at(w1.data - first / 100)) / 0.02
+print("by differences of slopes   ", by_differences.round(2).ravel().tolist())
 
 # %% [markdown] seen-column
 # Two, once more the weights of the unit that is off. The others follow from `loss = (2 w1[0, 0] + 4 w1[1, 0] + ...)^2`: twice 2 times 2,
