@@ -14,11 +14,12 @@ import numpy as np
 from minidl.errors import ArgumentError, ShapeError
 from minidl.kernels import Pair, Window, pair, reference
 from minidl.pictures.images import array
-from minidl.pictures.picture import GRID, INK, MUTED, PAPER, SERIES, Picture, canvas
+from minidl.pictures.picture import GREY, GRID, INK, MUTED, PAPER, SERIES, Picture, canvas
 
 CELL = 0.4              # inches, unless a picture would get too wide
-WIDEST = 10.5           # inches
+WIDEST = 8.8            # inches: a notebook's page
 TINT = 0.26             # how much of a place's colour its cells have
+GAP = 0.7               # cells between two places
 MOST = 8                # places that one picture can show
 TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
 
@@ -43,18 +44,19 @@ def window(x: Any, w: Any, b: float = 0.0, stride: int | Pair = 1, padding: int 
     kh, kw = w.shape[1:]
     lines = kh if channels == 1 else 0                                      # of products, under the cells
     block = height + (1.1 if channels > 1 else 0.3)                         # a channel, and what comes of it
-    across = kw + 1.6 + len(places) * (width + 1) + 1 + y.shape[1]
+    across = 0.3 + max(kw, 3) + GAP + len(places) * (width + GAP) + 0.3 + y.shape[1] + 0.3
     down = 1.2 + channels * block + 0.55 * lines + 1.1
-    with sheet(across + 0.6, down) as axes:
+    with sheet(across, down) as axes:
         for c in range(channels):
             top = 1.2 + c * block
-            cells(axes, w[c], 0.3, top + (height - kh) / 2, title="filter" if channels == 1 else f"filter, channel {c + 1}")
-        left = kw + 1.9
+            cells(axes, w[c], 0.3 + max(0, 3 - kw) / 2, top + (height - kh) / 2,
+                  title="filter" if channels == 1 else f"for channel {c + 1}")
+        left = 0.3 + max(kw, 3) + GAP
         for place, color in zip(places, SERIES * 2):
             _at_place(axes, x, w, b, sliding, place, color, left, block)
-            left += width + 1
+            left += width + GAP
         fills = dict(zip(places, SERIES * 2))
-        cells(axes, y, left + 0.6, 1.2 + (channels * block - y.shape[0]) / 2, fills=fills, title="result")
+        cells(axes, y, left + 0.3, 1.2 + (channels * block - y.shape[0]) / 2, fills=fills, title="result")
     of = "an image" if channels == 1 else f"{channels} channels"
     said = ", ".join(f"{number(y[place])} at {place}" for place in places)
     return Picture(axes.figure, f"A filter of {kh} x {kw} on {of} of {x.shape[1]} x {x.shape[2]}, at {len(places)} of {y.size} places, "
@@ -163,8 +165,8 @@ def pooling(images: Any, kernel: int | Pair = 2, stride: int | Pair | None = Non
     sliding = Window(kernel, kernel if stride is None else pair("pooling", "stride", stride))
     sliding.check("pooling", x.shape[1:])
     y, place = (a[0] for a in reference.max_pool2d(x[None].astype(float), sliding))
-    height, width, step = *x.shape[1:], x.shape[2] + 1.3 + y.shape[2] + 1.6
-    with sheet(len(x) * step - 0.8, height + 1.6) as axes:
+    height, width, step = *x.shape[1:], x.shape[2] + 1 + y.shape[2] + 1
+    with sheet(len(x) * step - 0.4, height + 1.6) as axes:
         for n, left in enumerate(np.arange(len(x)) * step + 0.3):
             cells(axes, x[n], left, 1.2, title=titles[n] if titles else "")
             fills = {}
@@ -176,8 +178,8 @@ def pooling(images: Any, kernel: int | Pair = 2, stride: int | Pair | None = Non
                     at = divmod(int(place[n, i, j]), kernel[1])
                     rectangle(axes, left + column + at[1], 1.2 + row + at[0], 1, 1, facecolor=color, alpha=0.45)
                 frame(axes, left + column + 0.04, 1.24 + row, kernel[1] - 0.08, kernel[0] - 0.08, color)
-            axes.text(left + width + 0.65, 1.2 + height / 2, "→", ha="center", va="center", size=axes.letters * 1.5)
-            cells(axes, y[n], left + width + 1.3, 1.2 + (height - y.shape[1]) / 2, fills=fills)
+            axes.text(left + width + 0.5, 1.2 + height / 2, "→", ha="center", va="center", size=axes.letters * 1.5)
+            cells(axes, y[n], left + width + 1, 1.2 + (height - y.shape[1]) / 2, fills=fills)
     made = "; ".join(", ".join(map(number, each.ravel())) for each in y)
     return Picture(axes.figure, f"Max pooling {kernel[0]} x {kernel[1]}: {height} x {width} numbers become {y.shape[1]} x "
                                 f"{y.shape[2]}: {made}.")
@@ -206,7 +208,7 @@ def cells(axes: Any, values: np.ndarray, left: float, top: float, *, fills: dict
     (height, width), (above, before) = values.shape, faint
     rectangle(axes, left, top, width, height, facecolor=PAPER)
     if any(faint):
-        ruled(axes, left, top, width, height, linestyle=":")
+        ruled(axes, left, top, width, height, edgecolor=GREY, linestyle=":")
         rectangle(axes, left + before, top + above, width - 2 * before, height - 2 * above, facecolor=PAPER)
     ruled(axes, left + before, top + above, width - 2 * before, height - 2 * above)
     for at, color in fills.items():

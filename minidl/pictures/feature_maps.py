@@ -12,7 +12,7 @@ from minidl.pictures.convolution import TIMES
 from minidl.pictures.images import array
 from minidl.pictures.picture import BLUE, GREY, INK, MUTED, Picture, canvas
 
-SIDE, NAMES, WIDTH, GAP = 0.5, 1.85, 10.35, 0.16      # inches: of a map, of the column of names, of the picture, between rows
+SIDE, NAMES, WIDTH, GAP = 0.42, 1.85, 8.9, 0.14       # inches: of a map, of the column of names, of the picture, between rows
 
 
 def feature_maps(outputs: Mapping[str, Any], classes: Sequence[str] = (), most: int = 16) -> Picture:

@@ -257,12 +257,12 @@ padded = F.conv2d(x[None, None], w[None, None], padding=1)
 strided = F.conv2d(x[None, None], w[None, None], padding=1, stride=2)
 print(f"padding 1: {padded[0, 0].shape}; {predicted(with_padding_1)}")
 print(f"and stride 2: {strided[0, 0].shape}; {predicted(and_stride_2)}")
-pictures.window(x, w, padding=1, stride=2)
+pictures.window(x, w, padding=1, stride=2, places=[(0, 0), (0, 1), (1, 0)])
 
 # %% [markdown] seen-stride
-# The dotted cells are padding. With padding 1 a 3 x 3 window has as many places as the image has cells, and the size is kept; that is why
-# 3 x 3 with padding 1 is what you meet most often. Stride 2 leaves out every second place in both directions: a quarter of the numbers,
-# and a quarter of the work.
+# Three of the four places are shown; the dotted cells are padding. With padding 1 a 3 x 3 window has as many places as the image has
+# cells, and the size is kept; that is why 3 x 3 with padding 1 is what you meet most often. Stride 2 leaves out every second place in
+# both directions: a quarter of the numbers, and a quarter of the work.
 
 # %% [markdown] task-size
 # **Exercise.** Write the length of one side of the result. Be careful where the steps do not come out even: then the last rows are not
@@ -398,8 +398,8 @@ pictures.pooling(spot, titles=["spot in column 2", "in column 3", "in column 4"]
 
 # %% shift-result
 pooled = F.max_pool2d(spot[None], 2)[0]
-same = [f"{i} and {j}" for i in range(3) for j in range(i) if (pooled[i] == pooled[j]).all()]
-print(f"equal are {same}, counted from 0; {predicted(equal_ones)}")
+pairs = [f"{i} and {j}" for j in range(3) for i in range(j) if (pooled[i] == pooled[j]).all()]
+print(f"equal are images {', '.join(pairs)}, counted from 0; {predicted(equal_ones)}")
 
 # %% [markdown] seen-shift
 # The first step stays inside a window, and the result does not notice. The second crosses into the next window, and it does. So pooling

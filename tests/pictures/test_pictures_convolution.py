@@ -8,7 +8,7 @@ import pytest
 
 from minidl.errors import ArgumentError, MissingExtra, ShapeError
 from minidl.pictures import feature_maps, patches, pooling, window
-from minidl.pictures.convolution import TIMES
+from minidl.pictures.convolution import GAP, TIMES
 from minidl.pictures.picture import BLUE, ORANGE
 
 X = np.array([[1, 1, 2, 0], [0, 2, 1, 3], [2, 0, 1, 2], [3, 2, 0, 1]])
@@ -43,9 +43,10 @@ class TestWindow:
 
     def test_lies_where_the_stride_says(self):
         (_, x0, y0, *_), (_, x1, y1, *_), (_, x2, y2, *_), _ = frames(window(X, W))
-        assert (y1 - y0, y2 - y0) == pytest.approx((0, 1)) and x1 - x0 == pytest.approx(4 + 1 + 1) and x2 - x0 == pytest.approx(2 * (4 + 1))
+        assert (y1 - y0, y2 - y0) == pytest.approx((0, 1))
+        assert x1 - x0 == pytest.approx(4 + GAP + 1) and x2 - x0 == pytest.approx(2 * (4 + GAP))
         (_, x0, y0, *_), (_, x1, y1, *_), *_ = frames(window(X, W, padding=1, stride=2))
-        assert y1 == y0 and x1 - x0 == pytest.approx(6 + 1 + 2)
+        assert y1 == y0 and x1 - x0 == pytest.approx(6 + GAP + 2)
 
     def test_adds_a_bias(self):
         assert [text for text in texts(window(X, W, b=3)) if "=" in text] == ["12 + 3 = 15", "9 + 3 = 12", "5 + 3 = 8", "14 + 3 = 17"]
