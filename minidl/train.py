@@ -148,8 +148,10 @@ def run(options: SimpleNamespace, task: Task, config: dict[str, Any] | None, ran
                 journal.discard()
                 record.discard()                    # nothing was learned
             elif signals.begun:
-                journal.close(error)
                 say_how_to_go_on(error, record.saved(signals.run), options, folder, ranks)
+                page = journal.close(error)
+                if page is not None:
+                    error.add_note(f"Report: {page}")
             raise
         return closed(signals, display, options, task, folder, ranks, journal, measures) if signals.begun else 0
 

@@ -140,7 +140,9 @@ def draw(axes: Any, lines: Sequence[Line], x: str, title: str, log: bool | None,
     values = np.concatenate([each.y for each in lines]) if lines else np.zeros(0)
     if log or (log is None and not percent and far_apart(values)):
         axes.set_yscale("log")
-    elif percent:
+    elif not percent:
+        axes.ticklabel_format(axis="y", useOffset=False)
+    else:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g} %"))
     if not len(values):
         axes.set(xticks=[], yticks=[])

@@ -43,8 +43,8 @@ class Journal(Callback):
     """Keeps a run's journal, and from time to time has its page written.
 
     config: as in config.json. page: writes the page of a folder; None: there is none. remark: is told what went wrong.
-    The page is written at the start, after each epoch and every BETWEEN seconds, but so rarely that it takes no more than SHARE of the
-    time; and at the end.
+    The page is written at the start, after each epoch and every BETWEEN seconds within a long one, but so rarely that it takes no more
+    than SHARE of the time; and at the end.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], page: Callable[[Path], Any] | None = None,
@@ -67,7 +67,8 @@ class Journal(Callback):
         self.began = self.paged = time.monotonic()
         self.attempt(self.tidy, run)
         self.status("running")
-        self.write_page(cost=False)
+        if not run.history:                                 # without curves, that costs little
+            self.write_page(cost=False)
 
     def step(self, run: Run, loss: float) -> None:
         """Note an update."""

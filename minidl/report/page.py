@@ -113,11 +113,14 @@ def tiles(found: Found, last: dict[str, Any]) -> list[tuple[str, str, str]]:
         best = max(tested, key=lambda each: each["test_accuracy"])
         better = best["test_accuracy"] > tested[-1]["test_accuracy"]
         shown.append(("test accuracy", percent(tested[-1]["test_accuracy"]),
-                      f"best: {percent(best['test_accuracy'])} in epoch {best.get('epoch')}" if better else "the best of all epochs"))
+                      f"best: {percent(best['test_accuracy'])} in epoch {best.get('epoch')}" if better else
+                      "after one epoch" if len(tested) == 1 else "the best of all epochs"))
     if last.get("test_loss") is not None:
         shown.append(("test loss", number(last["test_loss"]), f"training: {number(last.get('train_loss'))}"))
     elif last.get("train_loss") is not None:
         shown.append(("training loss", number(last["train_loss"]), ""))
+    elif found.steps:
+        shown.append(("training loss", number(found.steps["loss"][-1]), "of the last minibatch"))
     if found.metrics:
         trained = found.seconds()[-1]
         shown.append(("training time", span(trained), f"{last.get('images_per_second') or 0:,.0f} examples/s"))

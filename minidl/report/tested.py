@@ -17,7 +17,7 @@ from minidl.nn import Module
 
 MISTAKES = 24               # the surest, which are shown as pictures
 PAIRS = 12                  # inputs beside their reconstructions
-FILTERS = 128               # of the first layer
+FILTERS = 64                # of the first layer
 CLASSES = 300               # a confusion matrix of more could not be seen
 
 
