@@ -174,7 +174,7 @@ for name, (sort, largest) in sorts.items():
     ns = [n for n in 100 * 2 ** np.arange(13) if n <= largest]
     lists = [rng.normal(size=n) if sort is np.sort else rng.normal(size=n).tolist() for n in ns]
     print(f"{name:13} sorts rightly:", list(sort(lists[0])) == sorted(lists[0]))
-    seconds[name] = np.array(ns), np.array([best(sort, numbers) for numbers in lists])
+    seconds[name] = np.array(ns), np.array([best(sort, numbers, repeat=9) for numbers in lists])
 
 # %% slopes
 for name, (ns, ts) in seconds.items():
@@ -206,7 +206,8 @@ def seconds_at(n, n1, t1, n2, t2):
     return t2 * (n / n2) ** power
 
 # %% because extrapolate
-# If t = c n^p, then t2 / t1 = (n2 / n1)^p; the logarithm of that gives p. From there t / t2 = (n / n2)^p, and c is not needed.
+# If `t = c * n ** p`, then `t2 / t1 = (n2 / n1) ** p`, and the logarithm of that gives `p`. From there `t / t2 = (n / n2) ** p`; `c` is
+# not needed.
 
 # %% wrong extrapolate takes the time to be proportional to n
 def seconds_at(n, n1, t1, n2, t2):
@@ -502,10 +503,13 @@ bottleneck = {"function": None, "part": None}
 
 # %% profile
 def own_time(f, *args):
-    """What part of the time each function took itself, by Python's own profiler."""
-    with cProfile.Profile() as profile:
-        f(*args)
-    functions = pstats.Stats(profile).get_stats_profile().func_profiles
+    """What part of the time each function took itself, in the fastest of 3 profiled runs."""
+    runs = []
+    for _ in range(3):
+        with cProfile.Profile() as profile:
+            f(*args)
+        runs.append(pstats.Stats(profile).get_stats_profile())
+    functions = min(runs, key=lambda run: run.total_tt).func_profiles
     total = sum(row.tottime for row in functions.values())
     for name, row in sorted(functions.items(), key=lambda item: -item[1].tottime)[:5]:
         print(f"{name[:45]:45} {row.ncalls:>6} calls {row.tottime / total:6.0%}")
@@ -585,8 +589,9 @@ print(f"by the timer, as it is now, {slow / fast:.1f} times faster")
 shares = own_time(learn, mended)
 
 # %% [markdown] seen-mended
-# Now the arithmetic leads. The two factors need not agree exactly: a profiler that looks at every call makes functions with many calls
-# look dearer than they are. So a profile says *where*, and the timer says *how much*.
+# Now the arithmetic leads. The profile and the timer need not agree. A profiler that looks at every call makes functions with many calls
+# look dearer than they are, and here these are the others: it promises less than there is to be gained. So a profile says *where*, and
+# the timer says *how much*.
 
 # %% [markdown] minidl-profile
 # ## The profile of a network
@@ -637,8 +642,8 @@ spent = {which: min(in_layers(which) for _ in range(3)) for which in ("reference
 print({which: f"{1000 * least:.0f} ms" for which, least in spent.items()})
 
 # %% [markdown] seen-kernels
-# The same network, the same algorithm of learning, the same results but for rounding. The compiled kernels come with the extra `fast`; if
-# you have not installed it, both lines are measurements of the same.
+# The same network, the same algorithm of learning, the same results but for rounding. The compiled kernels come with the extra `fast`;
+# without it both numbers are measurements of the same.
 
 # %% [markdown] together
 # ## All factors together

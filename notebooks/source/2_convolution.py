@@ -207,7 +207,7 @@ rng = np.random.default_rng(0)
 cases = [(rng.normal(size=(c, k, k)), rng.normal(size=(o, c, k, k)), rng.normal(size=o))
          for o, c, k in [(2, 3, 3), (5, 1, 2), (4, 4, 1)]]
 check(at_one_place, lambda patch, w, b: F.conv2d(patch[None], w, b)[0, :, 0, 0], on=cases,
-      hint="For each filter one number: a sum over channels, rows, columns; then its bias, once.")
+      hint="A number for each filter: a sum over channels, rows, columns; then its bias, once.")
 
 # %% [markdown] ask-wrong-channels
 # What happens if the channels do not fit? Here the image has three and the filter has one.
