@@ -25,7 +25,7 @@ import numpy as np
 import minidl
 from minidl import data, models, nn, optim, pictures
 from minidl import functions as F
-from minidl.exercises import check
+from minidl.exercises import check, predicted
 from minidl.loop import Callback, fit
 
 train, test = data.load("digits")
@@ -45,31 +45,34 @@ pictures.images(x, captions=[str(label) for label in y], columns=10, size=0.6)
 # of the right class, has a model that knows nothing and gives each of the ten digits the same probability? Set both before you go on.
 
 # %% predict-minibatches
-prediction = {"minibatches": None, "loss": None}
+prediction = None, None          # minibatches, loss
 
 # %% minibatches-found
 loader = data.Loader(train, batch_size=64, seed=0)
-print("predicted:", prediction)
-print("found:    ", {"minibatches": len(loader), "loss": round(float(-np.log(1 / 10)), 3)})
+print(f"{len(loader)} minibatches, loss {-np.log(1 / 10):.3f}; {predicted(prediction)}")
 
 # %% [markdown] seven-steps
 # The last minibatch has only the 29 images that are left, but it is one more. And whoever guesses among ten has a loss of log 10, about
 # 2.3. Keep that number: a loss that stays there says that nothing has been learned.
 #
-# This is all of training. The comments are those of `minidl/loop.py`, where the same steps stand.
+# This is all of training. In `minidl/loop.py` the same steps stand, with the same comments.
+
+# %% lenet
+def lenet(seed=0):
+    return models.create("lenet", input_shape=train.shape, classes=10, generator=seed)
 
 # %% by-hand
-model = models.create("lenet", input_shape=train.shape, classes=10, generator=0)   # Step 1: initialise W.
+model = lenet()                                     # Step 1: initialise W.
 optimizer = optim.SGD(model, lr=0.02, momentum=0.9)
 losses = []
 for epoch in range(4):
-    for x, y in loader.epoch(epoch):                    # Step 2: take a minibatch.
+    for x, y in loader.epoch(epoch):                # Step 2: take a minibatch.
         optimizer.zero_grad()
-        outputs = model(x)                              # Step 3: forward, from images to outputs.
-        loss = F.softmax_cross_entropy(outputs, y)      # Step 4: the loss, how wrong they are.
-        loss.backward()                                 # Steps 5 and 6: its gradient at the outputs, and from there
-                                                        # backward to the gradient of every W.
-        optimizer.step()                                # Step 7: update W, a step down the gradient.
+        outputs = model(x)                          # Step 3: forward, from images to outputs.
+        loss = F.softmax_cross_entropy(outputs, y)  # Step 4: the loss, how wrong they are.
+        loss.backward()                             # Steps 5 and 6: its gradient at the
+                                                    # outputs, then back to that of every W.
+        optimizer.step()                            # Step 7: update W, down the gradient.
         losses.append(loss.item())
 
 # %% by-hand-curve
@@ -77,8 +80,10 @@ pictures.curves({"loss": losses}, title="Loss of each minibatch", width=6)
 
 # %% [markdown] fit-does-the-same
 # It begins above 2.3, for random weights are not without opinion, only wrong, and falls. It is rough, since each point is another
-# minibatch. `fit` is the same loop, with what a long run needs
-# around it: it tests after every epoch, calls you back, notices a loss that is no number, and can be stopped and resumed.
+# minibatch.
+#
+# `fit` is the same loop, with what a long run needs around it: it tests after every epoch, calls you back, notices a loss that is no
+# number, and can be stopped and resumed.
 #
 # A *callback* is how you watch it. This one writes down what the loop above wrote down.
 
@@ -89,9 +94,6 @@ class Losses(Callback):
 
     def step(self, run, loss):
         self.heard.append(loss)
-
-def lenet(seed=0):
-    return models.create("lenet", input_shape=train.shape, classes=10, generator=seed)
 
 watch, again = Losses(), lenet()
 fit(again, loader, test, optim.SGD(again, lr=0.02, momentum=0.9), epochs=4, callbacks=[watch])
@@ -118,7 +120,8 @@ optimizer.step()
 # ## Step 7, looked at closely: how long a step?
 #
 # A loss is a landscape over its weights, and `step` walks down it. A network has thousands of weights; two can be drawn. This valley is
-# 20 times as steep across as along: its *curvature*, the second derivative, is 1 along x and 20 along y. Real losses are narrow like this.
+# 20 times as steep across as along: its *curvature*, the second derivative, is 1 along x and 20 along y. The losses of networks have such
+# narrow valleys.
 #
 # Gradient descent goes by w ← w − lr · gradient. Along an axis of curvature c the gradient is c · w, so each step multiplies the distance
 # to the bottom by 1 − lr · c.
@@ -148,7 +151,7 @@ paths = {f"lr {lr}": descend(lr=lr) for lr in (0.01, 0.09, 0.102)}
 pictures.landscape(valley, paths, x=(-10, 10), y=(-4, 4), together=False)
 
 # %% rate-found
-print("predicted:", prediction)
+print(predicted(prediction))
 for lr in (0.09, 0.098, 0.1, 0.102, 0.11):
     print(f"lr {lr:.3f}: after 100 steps |y| = {abs(descend(100, lr=lr)[-1, 1]):.3g}")
 
@@ -163,12 +166,18 @@ for lr in (0.09, 0.098, 0.1, 0.102, 0.11):
 
 # %% exercise rate
 def largest_rate(curvatures):
-    """The rate from which on gradient descent does not come to rest. curvatures: an array, one for each direction."""
+    """The rate from which on gradient descent does not come to rest.
+
+    curvatures: an array, one for each direction.
+    """
     return ...
 
 # %% solution rate
 def largest_rate(curvatures):
-    """The rate from which on gradient descent does not come to rest. curvatures: an array, one for each direction."""
+    """The rate from which on gradient descent does not come to rest.
+
+    curvatures: an array, one for each direction.
+    """
     return 2 / max(curvatures)
 
 # %% because rate
@@ -197,7 +206,8 @@ def measured(curvatures):
         rests, grows = (lr, grows) if abs(w).max() < 1 else (rests, lr)
     return rests
 
-check(largest_rate, measured, on=[np.array([1.0, 20.0]), np.array([5.0, 0.2, 3.0]), np.array([0.3])], close=1e-3,
+valleys = [np.array([1.0, 20.0]), np.array([5.0, 0.2, 3.0]), np.array([0.3])]
+check(largest_rate, measured, on=valleys, close=1e-3,
       hint="In which direction does 1 - lr * c leave the numbers between -1 and 1 first?")
 
 # %% [markdown] momentum
@@ -223,11 +233,11 @@ def step_lengths(momentum, steps=40):
         places.append(w.data[0])
     return -np.diff(places)
 
-pictures.curves({f"momentum {m}": step_lengths(m) for m in (0.0, 0.5, 0.9)}, y="length of a step", title="On a constant slope")
+lengths = {f"momentum {m}": step_lengths(m) for m in (0.0, 0.5, 0.9)}
+pictures.curves(lengths, title="Length of a step on a constant slope", width=6)
 
 # %% momentum-found
-print("predicted:", prediction)
-print("found:    ", step_lengths(0.9, 500)[-1].round(6))
+print(f"{step_lengths(0.9, 500)[-1]:.6f} times; {predicted(prediction)}")
 
 # %% [markdown] momentum-in-the-valley
 # In the end v = m · v + 1, so v = 1 / (1 − m): two times longer for 0.5, ten times for 0.9. Along the floor of a valley, where all
@@ -247,13 +257,19 @@ pictures.landscape(valley, paths, x=(-10, 10), y=(-4, 4), together=False)
 
 # %% exercise momentum-rule
 def walk(w, gradients, lr, momentum):
-    """The weights after each update: a list of as many numbers as there are gradients. w: the weight before, a number."""
+    """The weight after each update: a list, with a number for each of the gradients.
+
+    w: the weight before them, a number.
+    """
     places = ...            # the velocity before the first gradient is 0
     return places
 
 # %% solution momentum-rule
 def walk(w, gradients, lr, momentum):
-    """The weights after each update: a list of as many numbers as there are gradients. w: the weight before, a number."""
+    """The weight after each update: a list, with a number for each of the gradients.
+
+    w: the weight before them, a number.
+    """
     places, v = [], 0.0
     for gradient in gradients:
         v = momentum * v + gradient
@@ -301,8 +317,10 @@ def by_minidl(w, gradients, lr, momentum):
         places.append(parameter.data[0])
     return places
 
-check(walk, by_minidl, on=[(1.0, [0.5, 0.5, 0.5], 0.1, 0.9), (-2.0, [3.0, -1.0, 0.0, 2.0], 0.5, 0.5), (0.0, [1.0, 2.0], 0.1, 0.0)],
-      hint="Renew v from the v before and the gradient as it is; then move w along v; return the list.")
+walks = [(1.0, [0.5, 0.5, 0.5], 0.1, 0.9), (-2.0, [3.0, -1.0, 0.0, 2.0], 0.5, 0.5),
+         (0.0, [1.0, 2.0], 0.1, 0.0)]
+check(walk, by_minidl, on=walks,
+      hint="Renew v from the v before and the gradient as it is; then move w along v.")
 
 # %% [markdown] rates-of-a-network
 # ## The learning rate of a network
@@ -324,9 +342,9 @@ print(model.eval()(x[:3]).detach().numpy().round(2))
 
 # %% [markdown] read-the-rates
 # The smallest rate learns, but slowly. 0.02 is about right; 0.1 is restless. The largest throws the weights away in its first steps and
-# then stays near the loss that you know, log 10. Its outputs are the same for every image: somewhere on the way every ReLU is 0, whatever
-# the image, and where a ReLU is 0 no gradient comes back. Such a network is dead. No error is raised: look at your curves. (Only where
-# the loss becomes infinite or no number at all does `fit` stop, and names the step.)
+# then stays near the loss that you know, log 10. Its outputs are the same for every image: in some layer every ReLU is 0, whatever the
+# image, and where a ReLU is 0 no gradient comes back. Such a network is dead. No error is raised: look at your curves. (Only where the
+# loss becomes infinite or no number at all does `fit` stop, and names the step.)
 
 # %% [markdown] overfitting
 # ## Learning by heart
@@ -336,20 +354,23 @@ print(model.eval()(x[:3]).detach().numpy().round(2))
 # **Predict.** Its accuracy, from 0 to 1, on those 100 training images after 60 epochs; and on the test images.
 
 # %% predict-overfitting
-prediction = {"train": None, "test": None}
+prediction = None, None          # training, test
 
 # %% learn-few
 few = data.Dataset(*train[:100])
-print("numbers to set:", sum(p.size for _, p in lenet().named_parameters()), " pixels:", few.x.size)
+numbers = sum(p.size for _, p in lenet().named_parameters())
+print("numbers to set:", numbers, " pixels:", few.x.size)
 
 def learn(transform=None, **options):
     model = lenet(seed=1)
     batches = data.Loader(few, batch_size=20, seed=1, transform=transform)
-    return model, fit(model, batches, test, optim.SGD(model, lr=0.02, momentum=0.9, **options), epochs=60)
+    optimizer = optim.SGD(model, lr=0.02, momentum=0.9, **options)
+    return model, fit(model, batches, test, optimizer, epochs=60)
 
+# %% by-heart
 by_heart, history = learn()
-print("predicted:", prediction)
-print("found:    ", {part: round(history[-1][f"{part}_accuracy"], 3) for part in ("train", "test")})
+accuracies = [round(history[-1][f"{part}_accuracy"], 3) for part in ("train", "test")]
+print("training and test:", accuracies, predicted(prediction))
 
 # %% overfitting-curves
 pictures.learning_curves(history)
@@ -364,31 +385,43 @@ pictures.learning_curves(history)
 
 # %% shifted
 x, y = few[[3] * 10]
-pictures.images(data.Shift(1)(x, np.random.default_rng(0)), columns=10, size=0.6, title="One image as it is seen in ten epochs")
+shifted = data.Shift(1)(x, np.random.default_rng(0))
+pictures.images(shifted, columns=10, size=0.6, title="One image as it is seen in ten epochs")
 
 # %% remedies
 _, decayed = learn(weight_decay=0.01)
 _, both = learn(weight_decay=0.01, transform=data.Shift(1))
 runs = {"by heart": history, "weight decay": decayed, "weight decay and shifts": both}
 for name, run in runs.items():
-    print(f"{name:24} test accuracy {run[-1]['test_accuracy']:.3f}   training loss {run[-1]['train_loss']:.4f}")
-pictures.curves({name: [epoch["test_loss"] for epoch in run] for name, run in runs.items()}, x="epoch", y="test loss", width=7)
+    loss, accuracy = run[-1]["train_loss"], run[-1]["test_accuracy"]
+    print(f"{name:24} training loss {loss:.4f}   test accuracy {accuracy:.3f}")
+
+# %% remedies-curves
+test_losses = {name: [epoch["test_loss"] for epoch in run] for name, run in runs.items()}
+pictures.curves(test_losses, x="epoch", y="test loss", width=7)
 
 # %% [markdown] see-remedies
-# Both hold the model back: its training loss ends higher, and its test loss lower. That is the mark of a remedy for overfitting. With
-# few data it does not need to be large to be worth having, and it costs a line.
+# Both hold the model back: its training loss ends higher, and its test loss lower. That is the mark of a remedy for overfitting, and each
+# costs a word. (Whoever tries many remedies and keeps the one with the best test has learned from the test, too. For such choices set
+# aside a third part of the data.)
 
 # %% [markdown] task-decay
 # **Exercise.** What does weight decay alone do? Say what is left of a weight after several steps in which the loss does not care for it.
 
 # %% exercise decay
 def decayed_weight(w, lr, weight_decay, steps):
-    """What so many steps of SGD, without momentum, leave of a weight w that the loss does not depend on: its gradient is 0."""
+    """What so many steps of SGD, without momentum, leave of a weight w.
+
+    The loss does not depend on it: its gradient is 0.
+    """
     return ...
 
 # %% solution decay
 def decayed_weight(w, lr, weight_decay, steps):
-    """What so many steps of SGD, without momentum, leave of a weight w that the loss does not depend on: its gradient is 0."""
+    """What so many steps of SGD, without momentum, leave of a weight w.
+
+    The loss does not depend on it: its gradient is 0.
+    """
     return w * (1 - lr * weight_decay) ** steps
 
 # %% because decay
@@ -416,8 +449,10 @@ def by_minidl(w, lr, weight_decay, steps):
         optimizer.step()
     return parameter.data[0]
 
-check(decayed_weight, by_minidl, on=[(1.0, 0.1, 0.1, 1), (2.0, 0.1, 0.5, 10), (-3.0, 0.5, 0.2, 4)],
-      hint="Write one step down: the gradient is weight_decay * w, and it is multiplied by lr. What share of w is left?")
+weights = [(1.0, 0.1, 0.1, 1), (2.0, 0.1, 0.5, 10), (-3.0, 0.5, 0.2, 4)]
+check(decayed_weight, by_minidl, on=weights,
+      hint="Write one step down: the gradient is weight_decay * w, and it is multiplied by lr. "
+           "What share of w is left?")
 
 # %% [markdown] look-inside
 # ## What has it learned?
@@ -432,7 +467,8 @@ model = nn.Sequential(
     nn.Conv2d(8, 16, 3, padding=1, activation="relu", generator=rng), nn.MaxPool2d(2),
     nn.Flatten(), nn.Affine(64, 10, generator=rng))
 before = model[0].w.data.copy()
-optimizer = optim.SGD(model, lr=optim.cosine(0.1, steps=30 * len(loader)), momentum=0.9, weight_decay=0.01)
+falling = optim.cosine(0.1, steps=30 * len(loader))
+optimizer = optim.SGD(model, lr=falling, momentum=0.9, weight_decay=0.01)
 history = fit(model, loader, test, optimizer, epochs=30)
 print(f"test accuracy {history[-1]['test_accuracy']:.3f}")
 
@@ -461,6 +497,7 @@ def confusion_matrix(y, taken):
     np.add.at(counts, (y, taken), 1)
     return counts
 
+# %% confusion-picture
 x, y = test[:]
 counts = confusion_matrix(y, classify(by_heart, x)[0])
 pictures.confusion(counts)
@@ -501,9 +538,10 @@ def recall(counts):
 def counted(y, taken):
     return np.array([np.mean(taken[y == digit] == digit) for digit in range(10)])
 
-answers = [(y, classify(by_heart, x)[0]), (y, classify(model, x)[0]), (np.arange(100) % 10, np.arange(100) % 7)]
+answers = [(y, classify(by_heart, x)[0]), (y, classify(model, x)[0]),
+           (np.arange(100) % 10, np.arange(100) // 3 % 10)]
 check(lambda y, taken: recall(confusion_matrix(y, taken)), counted, on=answers,
-      hint="Of all images of one digit, which share is right? All images of a digit stand in one row.")
+      hint="Of all images of one digit, which share is right? They all stand in one row.")
 
 # %% [markdown] mistakes
 # And this is what the small network, which learned from all images, still gets wrong, the surest mistakes first:

@@ -23,16 +23,21 @@ import numpy as np
 import minidl
 from minidl import backend, kernels, models, pictures
 from minidl import functions as F
-from minidl.exercises import check
+from minidl.exercises import check, predicted
 
+# %% tools
 rng = np.random.default_rng(0)
 
 def normal(*shape):
     return rng.standard_normal(shape, dtype=np.float32)
 
 def seconds(function, runs=7):
-    """The shortest of several runs: what else the computer does can only make one longer."""
-    return min(repeat(function, number=1, repeat=runs))
+    """The shortest of several runs, for what else goes on can only make one longer.
+
+    On one thread, where that can be said: it is disturbed least.
+    """
+    with minidl.threads(1) if kernels.compiled() else nullcontext():
+        return min(repeat(function, number=1, repeat=runs))
 
 # %% [markdown] one-or-many
 # ## One image or sixty-four
@@ -47,7 +52,7 @@ model = models.create("lenet", input_shape=(1, 8, 8), classes=10, generator=0).e
 images = normal(64, 1, 8, 8)
 with minidl.no_grad():
     one, many = (seconds(lambda n=n: model(images[:n]), 30) for n in (1, 64))
-print(f"predicted: {prediction}   found: {many / one:.1f} times as long for 64 times as many")
+print(f"{many / one:.1f} times as long for 64 times as many; {predicted(prediction)}")
 
 # %% [markdown] two-reasons
 # There are two reasons. The first is Python: each layer is a call, and a call costs the same for one image as for 64. The second
@@ -63,19 +68,19 @@ print(f"predicted: {prediction}   found: {many / one:.1f} times as long for 64 t
 # additions. GFLOP/s are billions of them in a second.
 
 # %% measure-products
-w = normal(4096, 4096)
+w = normal(3000, 5000)
 sizes = [1, 4, 16, 64, 256]
 rates = []
-with minidl.threads(1) if kernels.compiled() else nullcontext():        # one thread, where that can be said: it is disturbed least
-    for n in sizes:
-        x = normal(n, 4096)
-        rates.append(2 * n * w.size / seconds(lambda x=x: x @ w, 4) / 1e9)
-print(f"the matrix: {w.nbytes / 1e6:.0f} MB   the rates:", " ".join(f"{rate:.0f}" for rate in rates), "GFLOP/s")
+for n in sizes:
+    x = normal(n, 3000)
+    rates.append(2 * n * w.size / seconds(lambda x=x: x @ w, 4) / 1e9)
+print(f"a matrix of {w.nbytes / 1e6:.0f} MB:", *(f"{rate:.0f}" for rate in rates), "GFLOP/s")
 
 # %% picture-products
 if_memory_decides = [(n, rates[0] * n) for n in sizes if rates[0] * n < 2 * max(rates)]
-pictures.scaling({"measured": (sizes, rates)}, limits={"if fetching w is all that takes time": tuple(zip(*if_memory_decides))},
-                 x="examples in the batch", y="GFLOP/s")
+limits = {"if fetching w is all that takes time": tuple(zip(*if_memory_decides))}
+measured = {"measured, on one thread": (sizes, rates)}
+pictures.scaling(measured, limits=limits, x="examples in the batch", y="GFLOP/s")
 
 # %% [markdown] seen-products
 # Along the dashed line a batch costs no more than one example: all that takes time is fetching w. From 4 examples on the measured rate
@@ -117,7 +122,8 @@ def intensity(n, inputs, outputs):
 
 # %% check intensity
 def counted(n, inputs, outputs):
-    x, w, operations = np.ones((n, inputs), np.float32), np.ones((inputs, outputs), np.float32), 0
+    x, w = np.ones((n, inputs), np.float32), np.ones((inputs, outputs), np.float32)
+    operations = 0
     for _row in range(n):
         for _column in range(outputs):
             for _k in range(inputs):
@@ -125,7 +131,7 @@ def counted(n, inputs, outputs):
     return operations / (x.nbytes + w.nbytes + (x @ w).nbytes)
 
 check(intensity, counted, on=[(1, 30, 20), (16, 30, 20), (64, 8, 8)],
-      hint="How many bytes has a float32? And how many times is each of the three arrays moved?")
+      hint="How many bytes has a float32? And how often is each of the three arrays moved?")
 
 # %% [markdown] im2col
 # ## A convolution as a product
@@ -162,16 +168,18 @@ print("as conv2d does:", np.allclose(y.reshape(8, 8, 8), F.conv2d(x, w)[0], atol
 # What is gained in speed is paid for in memory. Here is how much larger the matrix is than the image, for filters of k x k and strides s.
 
 # %% measure-memory
-image = normal(1, 1, 64, 64)
-times = {}
-for stride in (1, 2, 3):
-    windows = [kernels.Window((k, k), (stride, stride), (k // 2, k // 2)) for k in (1, 3, 5, 7)]
-    times[f"stride {stride}"] = (1, 3, 5, 7), [kernels.im2col(image, window).nbytes / image.nbytes for window in windows]
-print(f"predicted: {prediction}   found: {times['stride 1'][1][1]:.2f}")
+image, sides = normal(1, 1, 64, 64), (1, 3, 5, 7)
+
+def larger(k, stride):
+    """How many times larger than the image its matrix is."""
+    window = kernels.Window((k, k), (stride, stride), padding=(k // 2, k // 2))
+    return kernels.im2col(image, window).nbytes / image.nbytes
+
+print(f"3 x 3, stride 1: {larger(3, 1):.2f} times; {predicted(prediction)}")
 
 # %% picture-memory
-theory = {"k · k / (s · s)": ([1, 3, 5, 7], [1, 9, 25, 49])}
-pictures.scaling(times, x="filter size k", y="matrix, in times the image", log=False, limits=theory)
+curves = {f"stride {s}": (sides, [larger(k, s) for k in sides]) for s in (1, 2, 3)}
+pictures.scaling(curves, x="filter size k", y="size of the matrix, in images", log=False)
 
 # %% [markdown] seen-memory
 # A pixel is under k · k windows if the stride is 1. With stride s only every s-th window is there in each direction, so it is k · k / (s
@@ -192,12 +200,12 @@ print(f"images: {image_bytes / 1e9:.2f} GB   matrix: {image_bytes * k * k / 1e9:
 
 # %% exercise columns-shape
 def columns_shape(channels, side, k, stride, padding):
-    """(rows, columns) of the matrix for an image (channels, side, side) and filters of k x k."""
+    """(rows, columns) of the matrix, for an image (channels, side, side), filters of k x k."""
     return ...
 
 # %% solution columns-shape
 def columns_shape(channels, side, k, stride, padding):
-    """(rows, columns) of the matrix for an image (channels, side, side) and filters of k x k."""
+    """(rows, columns) of the matrix, for an image (channels, side, side), filters of k x k."""
     places = (side + 2 * padding - k) // stride + 1
     return channels * k * k, places * places
 
@@ -225,8 +233,9 @@ def made(channels, side, k, stride, padding):
     window = kernels.Window((k, k), (stride, stride), (padding, padding))
     return kernels.im2col(np.zeros((1, channels, side, side)), window)[0].shape
 
-check(columns_shape, made, on=[(1, 5, 3, 1, 0), (3, 8, 3, 1, 1), (2, 9, 4, 2, 1), (4, 12, 5, 3, 2)],
-      hint="A row for each number under the filter, in all channels; a column for each place where it can lie.")
+layers = [(1, 5, 3, 1, 0), (3, 8, 3, 1, 1), (2, 9, 4, 2, 1), (4, 12, 5, 3, 2)]
+check(columns_shape, made, on=layers,
+      hint="A row for each number under the filter, in all channels; a column for each place.")
 
 # %% [markdown] four-ways
 # ## Four ways to convolve
@@ -256,14 +265,15 @@ def by_loop(x, w):
     return y
 
 # %% the-others
-x, w = normal(8, 64, 34, 34), normal(64, 64, 3, 3)
+x, w = normal(8, 32, 66, 66), normal(32, 32, 3, 3)
 ways = ["im2col", "direct", "winograd"] if kernels.compiled() else ["im2col"]
 if not kernels.compiled():
-    print("Numba is not installed, so there is only im2col here: pip install 'minidl[fast]' brings the others")
-results = {way: F.conv2d(x, w, algorithm=way) for way in ways}
+    print("there is only im2col here; pip install 'minidl[fast]' brings the others (Numba)")
 truth = by_loop(x[0, :, :10, :10], w[0])
-for way, y in results.items():
-    print(f"{way:9} {y.shape}, from the loop's result at most {abs(y[0, 0, :8, :8] - truth).max() / abs(truth).max():.0e} away")
+for way in ways:
+    y = F.conv2d(x, w, algorithm=way)
+    away = abs(y[0, 0, :8, :8] - truth).max() / abs(truth).max()
+    print(f"{way:9} {y.shape}, at most {away:.0e} away from the loop's result")
 
 # %% [markdown] predict-ways
 # All agree, but for rounding. Winograd's errors are the largest, as a rule: its transforms add and subtract numbers before they are
@@ -275,18 +285,18 @@ for way, y in results.items():
 prediction = None
 
 # %% measure-ways
-def nanoseconds(function, multiplications, runs):
-    return 1e9 * seconds(function, runs) / multiplications
-
-costs = {"loop": nanoseconds(lambda: by_loop(x[0, :, :10, :10], w[0]), 8 * 8 * w[0].size, 3)}
+time = seconds(lambda: by_loop(x[0, :, :10, :10], w[0]), 3)
+costs = {"loop": 1e9 * time / (8 * 8 * w[0].size)}
 for way in ways:
-    costs[way] = nanoseconds(lambda way=way: F.conv2d(x, w, algorithm=way), 8 * 32 * 32 * w.size, 7)
-print(f"predicted: {prediction}   found: {costs['loop'] / min(costs.values()):,.0f} times")
+    time = seconds(lambda way=way: F.conv2d(x, w, algorithm=way))
+    costs[way] = 1e9 * time / (8 * 64 * 64 * w.size)
+print(f"{costs['loop'] / min(costs.values()):,.0f} times faster; {predicted(prediction)}")
 pictures.bars(costs, x="nanoseconds for each multiplication of the loop", log=True)
 
 # %% [markdown] seen-ways
-# The scale is logarithmic: each line is ten times the one before. From the loop to im2col it is a library that makes the difference; from
-# there on it is what is moved, and what is multiplied. Winograd's gain is less than its quarter promises, for the transforms cost too.
+# The scale is logarithmic: each line is ten times the one before. From the loop to im2col it is the library that makes the difference. From
+# im2col to direct it is that no patch is copied, and from there to Winograd that fewer multiplications are left. The last gain is less than
+# a quarter promises, for the transforms cost too.
 #
 # To choose for all that is called, and not for one call, there is a `with` block: `kernels.using("reference")` takes the pages to read,
 # `"direct"` the compiled ones without Winograd, `"fastest"` is what runs anyway.
@@ -341,9 +351,11 @@ def two_outputs(d, g):
 def written_out(d, g):
     return np.array([sum(d[place + k] * g[k] for k in range(3)) for place in range(2)])
 
-numbers = [(np.array([1.0, 2, 3, 4]), np.array([1.0, 0, 0])), (np.array([3.0, -1, 0, 5]), np.array([2.0, 1, -1])), (normal(4), normal(3))]
+numbers = [(np.array([1.0, 2, 3, 4]), np.array([1.0, 0, 0])), (normal(4), normal(3)),
+           (np.array([3.0, -1, 0, 5]), np.array([2.0, 1, -1]))]
 check(two_outputs, written_out, on=numbers, close=1e-5,
-      hint="Expand m2 + m3 and m2 - m3. What is missing for each output, and what is too much? One of m1 and m4 mends it.")
+      hint="Expand m2 + m3 and m2 - m3. What is missing for each output, and what is too much? "
+           "One of m1 and m4 mends it.")
 
 # %% [markdown] devices
 # ## The same code on another device
@@ -374,7 +386,8 @@ print("it ran on", backend.device_of(y))
 # the CPU instead: you asked for a device, and you are told that you cannot have it.
 #
 # The rest needs a second device, so here is one that every machine has. Its arrays are NumPy's, but they say that they lie far away, and
-# its library notes what is asked of it. With `backend.register` minidl knows it; CuPy is made known by the same call.
+# its library notes what is asked of it. With `backend.register` minidl knows it; CuPy is made known by the same call. (It is kinder than
+# a GPU, since NumPy can read its arrays. minidl's own tests run on one that is as strict: `tests/strict.py`.)
 
 # %% far-device
 class FarArray(np.ndarray):
@@ -395,36 +408,47 @@ class FarLibrary:
 # %% register-far
 far = FarLibrary()
 backend.register(backend.Library(
-    "far", far, FarArray, device_of=lambda x: "far:0", asarray=lambda x, device: np.array(x).view(FarArray),
-    to_numpy=lambda x: np.array(x), synchronize=lambda: None))
+    "far", far, FarArray, device_of=lambda x: "far:0", to_numpy=lambda x: np.array(x),
+    asarray=lambda x, device: np.array(x).view(FarArray), synchronize=lambda: None))
+
+# %% softmax-far
 x_far = backend.asarray(x, "far:0")
 y_far = softmax(x_far)
-print("made by", backend.of(y_far).__name__, "- lies on", backend.device_of(y_far), "- asked of the library:", far.asked)
+print("made by", backend.of(y_far).__name__, "- lies on", backend.device_of(y_far))
+print("asked of its library:", far.asked)
 
 # %% [markdown] train-far
 # `softmax` was not changed. Neither is a model: `to` moves its weights, and from then on every layer asks the far library. A step
 # forward and backward, on both devices:
 
 # %% far-model
-def loss_and_gradient(device):
-    model = models.create("lenet", input_shape=(1, 8, 8), classes=10, generator=0).to(device=device)
-    images = backend.asarray(np.linspace(0, 1, 4 * 64, dtype=np.float32).reshape(4, 1, 8, 8), device)
-    loss = F.softmax_cross_entropy(model(images), backend.asarray(np.arange(4), device))
-    loss.backward()
-    gradient = model.features[0].w.grad
-    return loss.item(), gradient.device, backend.to_numpy(gradient.data)
+def lenet_on(device):
+    model = models.create("lenet", input_shape=(1, 8, 8), classes=10, generator=0)
+    return model.to(device=device)
 
+def loss_and_gradient(device):
+    model = lenet_on(device)
+    outputs = model(backend.asarray(four, device))
+    loss = F.softmax_cross_entropy(outputs, backend.asarray(np.arange(4), device))
+    loss.backward()
+    return loss.item(), model.features[0].w.grad
+
+four = normal(4, 1, 8, 8)
+
+# %% far-step
 with kernels.using("reference"):
-    here, there = loss_and_gradient("cpu"), loss_and_gradient("far:0")
-print("losses:", here[0], there[0], "  gradients lie on:", here[1], there[1])
-print("the same gradient to the bit:", np.array_equal(here[2], there[2]))
+    loss, gradient = loss_and_gradient("cpu")
+    loss_far, gradient_far = loss_and_gradient("far:0")
+print("losses:", loss, loss_far, "  gradients on:", gradient.device, gradient_far.device)
+same = np.array_equal(backend.to_numpy(gradient.data), backend.to_numpy(gradient_far.data))
+print("the same gradient to the bit:", same)
 print("asked most often:", Counter(far.asked).most_common(5))
 
 # %% [markdown] mixing
 # **Why does this fail?** The model lies far away, and the images do not.
 
 # %% fails mixing-devices
-model = models.create("lenet", input_shape=(1, 8, 8), classes=10, generator=0).to(device="far:0")
+model = lenet_on("far:0")
 model(normal(4, 1, 8, 8))
 
 # %% [markdown] why-not-mixed
@@ -446,12 +470,12 @@ model(backend.asarray(normal(4, 1, 8, 8), "far:0")).device
 
 # %% exercise one-hot
 def one_hot(labels, classes):
-    """For each label a row of zeros with a 1 at its place: (N,) whole numbers to (N, classes) float32."""
+    """For each label a row of zeros with a 1 at its place: (N,) to (N, classes) float32."""
     return ...
 
 # %% solution one-hot
 def one_hot(labels, classes):
-    """For each label a row of zeros with a 1 at its place: (N,) whole numbers to (N, classes) float32."""
+    """For each label a row of zeros with a 1 at its place: (N,) to (N, classes) float32."""
     return backend.of(labels).eye(classes, dtype=np.float32)[labels]
 
 # %% because one-hot
@@ -475,15 +499,17 @@ def one_hot(labels, classes):
 def outcome(labels, classes):
     far.asked.clear()
     y = one_hot(labels, classes)
-    return y if y is ... else {"lies on": backend.device_of(y), "numbers": backend.to_numpy(y), "made on the CPU": not far.asked}
+    where = "on the far device" if far.asked else "on the CPU"
+    return y if y is ... else {"lies on": backend.device_of(y), "numbers": y, "was made": where}
 
 def expected(labels, classes):
-    numbers = np.array([[float(k == label) for k in range(classes)] for label in backend.to_numpy(labels)])
-    device = backend.device_of(labels)
-    return {"lies on": device, "numbers": numbers, "made on the CPU": device == "cpu"}
+    device, rows = backend.device_of(labels), backend.to_numpy(labels)
+    numbers = np.array([[float(k == label) for k in range(classes)] for label in rows])
+    where = "on the CPU" if device == "cpu" else "on the far device"
+    return {"lies on": device, "numbers": numbers, "was made": where}
 
-labels = np.array([2, 0, 1, 2])
-check(outcome, expected, on=[(labels, 3), (backend.asarray(labels, "far:0"), 3), (backend.asarray(labels, "far:0"), 5)],
+near = np.array([2, 0, 1, 2])
+check(outcome, expected, on=[(near, 3), (backend.asarray(near, "far:0"), 5)],
       hint="Which library made the labels? Let that one make the array too.")
 
 # %% [markdown] end
