@@ -28,6 +28,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 SOURCES = sorted((NOTEBOOKS / "source").glob("*.py"))
 HEAD = re.compile(r"# %%(?P<kind> (?:\[markdown\]|fails|exercise|solution|because|wrong|check))? (?P<name>[a-z0-9-]+)(?P<rest> .*)?")
+WIDEST = 96                 # characters of a line of code
 OF_EXERCISES = ("solution", "because", "wrong", "check")
 
 
@@ -76,6 +77,9 @@ def hold(source: Path, cells: list[Cell]) -> None:
             raise SourceError(f"{source.name}: two cells are called {name}")
         if (name, "en") not in shown:
             raise SourceError(f"{source.name}: {name} has words in {language} and none in English")
+    for cell in cells:
+        if cell.kind not in ("markdown", "because") and any(len(line) > WIDEST for line in cell.text.splitlines()):
+            raise SourceError(f"{source.name}: {cell.name} has a line of more than {WIDEST} characters, of which a page would show a part")
     exercises = {cell.name for cell in cells if cell.kind == "exercise"}
     for kind in OF_EXERCISES:
         there = {cell.name for cell in cells if cell.kind == kind}

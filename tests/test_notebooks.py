@@ -72,6 +72,7 @@ class TestSource:
         ("# %% check sum", "# %% check product", "product, sum: an exercise or its check is missing"),
         ("# %% [markdown] after", "# %% [markdown] after [de]", "after has words in de and none in English"),
         ("# %% [markdown] first\n", "print()\n# %% [markdown] first\n", "before the first cell"),
+        ('print("hello")', f'print("hello{"o" * 90}")', "hello has a line of more than 96 characters"),
     ])
     def test_that_breaks_a_rule_is_refused(self, small, old, new, said):
         with pytest.raises(course.SourceError, match=said):
