@@ -74,7 +74,7 @@ def _heat(ax: Any, m: np.ndarray, limit: float, root: bool) -> Any:
     colours = LinearSegmentedColormap.from_list("signed", [INK, BLUE, PAPER, ORANGE, "#6b2f00"])
     norm = FuncNorm((lambda x: np.sign(x) * np.abs(x) ** 0.5, lambda x: np.sign(x) * x ** 2), -limit, limit) if root \
         else Normalize(-limit, limit)
-    image = ax.imshow(m, cmap=colours, norm=norm)
+    image = ax.imshow(m, cmap=colours, norm=norm, interpolation="none")       # as many pixels as numbers: whoever shows it enlarges them
     ax.grid(False)
     ax.set_xticks([])
     ax.set_yticks([])

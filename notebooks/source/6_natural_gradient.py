@@ -24,9 +24,9 @@ import numpy as np
 import minidl
 from minidl import data, models, nn, optim
 from minidl import functions as F
-from minidl.exercises import check
+from minidl.exercises import check, predicted
 from minidl.loop import fit, reconstruction
-from minidl.pictures import curves, landscape, matrices
+from minidl.pictures import curves, landscape, matrices, scaling
 
 # %% [markdown] how-long
 # ## How long is a step?
@@ -52,7 +52,8 @@ def divergence(p, q):
     return p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
 
 low, high = divergence(sigmoid(0), sigmoid(1)), divergence(sigmoid(4), sigmoid(5))
-print(f"from 0 to 1: {low:.4f} nats    from 4 to 5: {high:.4f} nats    {low / high:.1f} times as much; you said {prediction}")
+print(f"from 0 to 1: {low:.4f} nats    from 4 to 5: {high:.4f} nats")
+print(f"{low / high:.1f} times as much; {predicted(prediction)}")
 
 # %% [markdown] fisher-is-curvature
 # A coin that nearly always shows heads hardly changes when `w` does. So the same step of a weight can mean much or little.
@@ -81,7 +82,8 @@ for w in (0, 2, 4):
 
 # %% coin-picture
 d = np.linspace(-2, 2, 81)
-curves({"divergence": (d, divergence(sigmoid(0), sigmoid(d))), "F d^2 / 2 at w = 0": (d, information(0) * d ** 2 / 2)},
+curves({"divergence": (d, divergence(sigmoid(0), sigmoid(d))),
+        "F d^2 / 2 at w = 0": (d, information(0) * d ** 2 / 2)},
        x="step d", y="nats", title="What a step does to the coin")
 
 # %% [markdown] coin-picture-words
@@ -122,7 +124,8 @@ def fisher_of_coin(w):
     return p * (1 - p) + (1 - p) * -p
 
 # %% check coin
-check(fisher_of_coin, information, on=[0.0, 1.0, -2.0, 4.0], hint="Heads: d log p / dw = 1 - p. Tails: d log(1 - p) / dw = -p. "
+check(fisher_of_coin, information, on=[0.0, 1.0, -2.0, 4.0],
+      hint="Heads: d log p / dw = 1 - p. Tails: d log(1 - p) / dw = -p. "
       "Square both, and take the mean with the weights p and 1 - p.")
 
 # %% [markdown] exercise-softmax-words
@@ -160,10 +163,11 @@ def fisher_of_softmax(z):
 def measured(z):
     layer = nn.Affine(1, len(z), dtype="float64")
     layer.b.data[...] = z
-    return minidl.fisher(layer, np.zeros((1, 1)), parameters="b")       # with an input of 0 the scores are b
+    return minidl.fisher(layer, np.zeros((1, 1)), parameters="b")   # input 0: the scores are b
 
 check(fisher_of_softmax, measured, on=[np.array([0.0, 0.0]), np.array([1.0, 2.0, 0.5])],
-      hint="If one class becomes more probable, the others become less so: what stands beside the diagonal is below 0.")
+      hint="If one class becomes more probable, the others become less so: "
+      "what stands beside the diagonal is below 0.")
 
 # %% [markdown] coordinates
 # ## One problem, two thermometers
@@ -178,7 +182,7 @@ sold = 1.0 + 0.8 * celsius / 10 + 0.2 * np.random.default_rng(0).standard_normal
 thermometers = {"zero at 20 degrees": (celsius - 20) / 10, "zero at freezing": celsius / 10}
 
 def descend(x, optimizer_of, steps=30):
-    """Learn a line from w = b = 0. Gives w and b after each step (steps + 1, 2), and what is predicted then."""
+    """Learn a line from w = b = 0. Gives w and b after each step, and what is predicted."""
     line = nn.Affine(1, 1, dtype="float64")
     line.w.data[...] = line.b.data[...] = 0
     optimizer, path, lines = optimizer_of(line), [(0.0, 0.0)], []
@@ -206,22 +210,25 @@ def descend(x, optimizer_of, steps=30):
 prediction = None           # for example "both"
 
 # %% four-descents
-methods = {"SGD": lambda line: optim.SGD(line, lr=0.15),
-           "natural gradient": lambda line: optim.KFAC(line, lr=0.15, momentum=0, damping=0, kl_clip=None, fisher="exact")}
-found = {(name, zero): descend(x, method) for zero, x in thermometers.items() for name, method in methods.items()}
+def natural(line, damping=0.0):
+    return optim.KFAC(line, lr=0.15, momentum=0, damping=damping, kl_clip=None, fisher="exact",
+                      inversion="eigen")
+
+methods = {"SGD": lambda line: optim.SGD(line, lr=0.15), "natural gradient": natural}
+found = {(name, zero): descend(x, method)
+         for zero, x in thermometers.items() for name, method in methods.items()}
 
 # %% left-valley
-def loss_of(x):
-    return lambda w, b: ((w[..., None] * x.ravel() + b[..., None] - sold.ravel()) ** 2).mean(axis=-1)
+def valley(zero, paths):
+    def loss(w, b):
+        lines = w[..., None] * thermometers[zero].ravel() + b[..., None]
+        return ((lines - sold.ravel()) ** 2).mean(axis=-1)
+    return landscape(loss, paths, x=(-0.6, 2.2), y=(-0.6, 3.4), names=("w", "b"), title=zero)
 
-def valley(zero):
-    paths = {name: found[name, zero][0] for name in methods}
-    return landscape(loss_of(thermometers[zero]), paths, x=(-0.6, 2.2), y=(-0.6, 3.4), names=("w", "b"), title=zero)
-
-valley("zero at 20 degrees")
+valley("zero at 20 degrees", {name: found[name, "zero at 20 degrees"][0] for name in methods})
 
 # %% right-valley
-valley("zero at freezing")
+valley("zero at freezing", {name: found[name, "zero at freezing"][0] for name in methods})
 
 # %% [markdown] valley-words
 # Where the zero lies at 20 degrees the valley is round: gradient and natural gradient point the same way. With the zero at freezing the
@@ -232,11 +239,13 @@ valley("zero at freezing")
 
 # %% same-lines
 for name in methods:
-    apart = np.abs(found[name, "zero at 20 degrees"][1] - found[name, "zero at freezing"][1]).max()
-    print(f"{name}: the predictions of the two thermometers differ by up to {apart:.2g}; you said {prediction}")
+    one, other = (found[name, zero][1] for zero in thermometers)
+    print(f"{name}: what the two predict differs by up to {np.abs(one - other).max():.2g}")
+print(predicted(prediction))
 
 # %% loss-over-steps
-curves({f"{name}, {zero}": ((lines - sold) ** 2).mean(axis=(1, 2)) for (name, zero), (_, lines) in found.items()}, width=6.5, log=True)
+curves({f"{name}, {zero}": ((lines - sold) ** 2).mean(axis=(1, 2))
+        for (name, zero), (_, lines) in found.items()}, width=6.5, log=True)
 
 # %% [markdown] invariance-words
 # The two descents of the natural gradient are one and the same, but for the last digits: their curves cover each other. SGD makes
@@ -252,7 +261,8 @@ curves({f"{name}, {zero}": ((lines - sold) ** 2).mean(axis=(1, 2)) for (name, ze
 train, test = data.load("digits")
 x, y = train[:200]
 x = F.avg_pool2d(minidl.Tensor(x), 2).numpy().reshape(200, 16).astype("float64")
-net = nn.Sequential(nn.Affine(16, 4, generator=0, dtype="float64"), nn.Tanh(), nn.Affine(4, 10, generator=1, dtype="float64"))
+net = nn.Sequential(nn.Affine(16, 4, generator=0, dtype="float64"), nn.Tanh(),
+                    nn.Affine(4, 10, generator=1, dtype="float64"))
 print({path: p.shape for path, p in net.named_parameters()})
 
 whole = minidl.fisher(net, x)
@@ -294,7 +304,7 @@ prediction = None           # for example 50
 # %% kfac-statistics
 optimizer = optim.KFAC(net, lr=0.1, fisher="exact")
 F.softmax_cross_entropy(net(x), y).backward()
-optimizer.prepare()                                     # take in what the backward pass has shown, without a step
+optimizer.prepare()                         # take in what the pass has shown, without a step
 first = optimizer.blocks["0.w"]
 A, G = (first.averages[name].value[0] for name in "AG")
 matrices({"A, of the inputs": A, "G, of the gradients": G}, shared=False)
@@ -305,23 +315,27 @@ matrices({"A, of the inputs": A, "G, of the gradients": G}, shared=False)
 
 # %% factors-by-hand
 a = np.concatenate([x, np.ones((200, 1))], axis=1)
-print("A is the mean of a a^T:                        ", np.allclose(A, a.T @ a / 200))
-print("G is the Fisher matrix of the layer's biases:  ", np.allclose(G, minidl.fisher(net, x, parameters="0.b")))
+of_biases = minidl.fisher(net, x, parameters="0.b")
+print("A is the mean of a a^T:                      ", np.allclose(A, a.T @ a / 200))
+print("G is the Fisher matrix of the layer's biases:", np.allclose(G, of_biases))
 
 # %% exact-beside-kronecker
 block = whole[:68, :68]
 product = np.kron(A, G)
-print(f"apart by {np.linalg.norm(product - block) / np.linalg.norm(block):.1%} of the block; you said {prediction}")
-matrices({"the block of layer 1": block, "kron(A, G)": product, "their difference": product - block}, root=True, bar="nats")
+apart = np.linalg.norm(product - block) / np.linalg.norm(block)
+print(f"apart by {apart:.1%} of the block; {predicted(prediction)}")
+matrices({"the block of layer 1": block, "kron(A, G)": product,
+          "their difference": product - block}, root=True, bar="nats")
 
 # %% whole-beside-kfac
 blocks = np.zeros_like(whole)
 blocks[:68, :68], blocks[68:, 68:] = whole[:68, :68], whole[68:, 68:]
 kfac = np.zeros_like(whole)
 kfac[:68, :68], kfac[68:, 68:] = first.dense(), optimizer.blocks["2.w"].dense()
-print(f"left out between the layers: {np.linalg.norm(whole - blocks) / np.linalg.norm(whole):.0%} of the whole")
-matrices({"the Fisher matrix": whole, "its blocks": blocks, "K-FAC": kfac, "K-FAC - blocks": kfac - blocks}, blocks=sizes, root=True,
-         bar="nats")
+left_out = np.linalg.norm(whole - blocks) / np.linalg.norm(whole)
+print(f"left out between the layers: {left_out:.0%} of the whole")
+matrices({"the Fisher matrix": whole, "its blocks": blocks, "K-FAC": kfac,
+          "K-FAC - blocks": kfac - blocks}, blocks=sizes, root=True, bar="nats")
 
 # %% [markdown] kfac-words
 # From left to right: the truth, what is left when layers are looked at one by one, and what K-FAC makes of it. The last picture is what
@@ -362,26 +376,32 @@ def kept(m, n):
     block = optimizer.blocks["w"]
     return block.dense().size, sum(block.averages[name].value.size for name in "AG")
 
-check(numbers, kept, on=[(2, 3), (16, 4), (4, 10)], hint="The biases are the weights of one more input. "
+check(numbers, kept, on=[(2, 3), (16, 4), (4, 10)],
+      hint="The biases are the weights of one more input. "
       "The Kronecker product is never made.")
 
 # %% memory-picture
 widths = np.array([16, 64, 256, 1024, 4096])
-curves({"the block": (np.log2(widths), ((widths + 1.0) * widths) ** 2 * 4 / 1e9),
-        "A and G": (np.log2(widths), ((widths + 1.0) ** 2 + widths ** 2) * 4 / 1e9)},
-       x="log2 of the width", y="gigabytes", title="Gigabytes of a square layer, in float32", log=True)
+block_bytes = 4 * ((widths + 1.0) * widths) ** 2
+factor_bytes = 4 * ((widths + 1.0) ** 2 + widths ** 2)
+scaling({"the block": (widths, block_bytes / 1e9), "A and G": (widths, factor_bytes / 1e9)},
+        x="inputs and outputs of a layer", y="gigabytes", title="What is kept, in float32")
 
 # %% [markdown] two-inverses
 # ## Dividing by a product that is never made
 #
-# To divide by a Kronecker product, the two small inverses are enough. With the layer's gradient as a matrix M, (inputs + 1, outputs):
+# A Kronecker product has two properties that are worth their weight in gold. Its inverse is the product of the inverses, and it can be
+# multiplied with a matrix, flattened row by row, without being made:
 #
-# $$(A \otimes G)^{-1} \,\text{vec}(M) = \text{vec}(A^{-1} M\, G^{-1})$$
+# $$(A \otimes G)^{-1} = A^{-1} \otimes G^{-1}, \qquad (A \otimes G)\,\text{vec}(M) = \text{vec}(A\, M\, G^T)$$
+#
+# Let M be the gradient of a layer as a matrix, (inputs + 1, outputs).
 
 # %% [markdown] exercise-divide-words
 # ### Exercise 4: divide
 #
-# Give the matrix that comes out, without making the Kronecker product. A is (m, m), G is (n, n), M is (m, n); both factors are symmetric.
+# Divide M by the Kronecker product of A and G, and give what comes out as a matrix, without making the product. A is (m, m), G is (n, n),
+# M is (m, n); both factors are symmetric.
 
 # %% exercise divide
 def divided(A, G, M):
@@ -392,8 +412,8 @@ def divided(A, G, M):
     return np.linalg.solve(A, M) @ np.linalg.inv(G)
 
 # %% because divide
-# G acts on the columns of M and A on its rows, each on its own, so each is undone on its own side. Flattened row by row, as NumPy flattens,
-# the left factor of the Kronecker product is the one on the left of M.
+# Put the two together, and vec(A^-1 M G^-1) comes out. A mixes the rows of M and G its columns, and each is undone on its own side. So two
+# small inverses do the work of one that has as many rows as M has numbers.
 
 # %% wrong divide swaps the factors
 def divided(A, G, M):
@@ -410,8 +430,8 @@ def divided(A, G, M):
 # %% check divide
 def random_problem(m, n, seed):
     draw = np.random.default_rng(seed)
-    A, G = (q @ q.T + np.eye(len(q)) for q in (draw.standard_normal((m, m)), draw.standard_normal((n, n))))
-    return A, G, draw.standard_normal((m, n))
+    a, g, M = (draw.standard_normal(shape) for shape in ((m, m), (n, n), (m, n)))
+    return a @ a.T + np.eye(m), g @ g.T + np.eye(n), M
 
 def in_full(A, G, M):
     return np.linalg.solve(np.kron(A, G), M.ravel()).reshape(M.shape)
@@ -420,13 +440,13 @@ check(divided, in_full, on=[random_problem(3, 2, 0), random_problem(4, 4, 1)],
       hint="A stands on the left of M, G on the right. Look at the shapes.")
 
 # %% how-much-faster
-A2, G2, M2 = random_problem(60, 30, 2)
-times = {}
-for name, way in {"in full": in_full, "by factors": lambda A, G, M: np.linalg.solve(A, M) @ np.linalg.inv(G)}.items():
+def inverses(A, G, M):
+    return np.linalg.inv(A), np.linalg.inv(G)
+
+for way in in_full, inverses:
     started = time.perf_counter()
-    way(A2, G2, M2)
-    times[name] = time.perf_counter() - started
-print(f"60 inputs, 30 outputs: in full {1e3 * times['in full']:.1f} ms, by factors {1e3 * times['by factors']:.2f} ms")
+    way(*random_problem(60, 30, 2))
+    print(f"{way.__name__:8} {1e3 * (time.perf_counter() - started):7.2f} ms")
 
 # %% [markdown] why-damping
 # ## Damping
@@ -441,9 +461,9 @@ A = images.T @ images / 200
 np.linalg.inv(A)
 
 # %% [markdown] singular-why
-# Some pixels are black in every image. Weights that read them change nothing, so the Fisher matrix has zeros there, and by zero one cannot
-# divide. Nearly black pixels are worse, since nothing complains: their weights get enormous steps, in a direction of which next to nothing
-# is known. So a number is added to the diagonal first, the **damping**:
+# This time it is NumPy that complains. Some pixels are black in every image. Weights that read them change nothing, so the Fisher matrix
+# has zeros there, and by zero one cannot divide. Nearly black pixels are worse, since nothing complains: their weights get enormous
+# steps, in a direction of which next to nothing is known. So a number is added to the diagonal first, the **damping**:
 #
 # $$u = (F + \lambda I)^{-1} g$$
 #
@@ -492,8 +512,10 @@ def plainly(fisher, g, damping):
     return sum(v * (v @ g) / (value + damping) for value, v in zip(values, vectors.T))
 
 check(damped, plainly,
-      on=[(np.diag([4.0, 1.0]), np.array([1.0, 1.0]), 0.5), (np.array([[2.0, 1.0], [1.0, 3.0]]), np.array([1.0, -1.0]), 2.0)],
-      hint="Only the diagonal grows, and before the inversion. `fisher + number` adds to every entry.")
+      on=[(np.diag([4.0, 1.0]), np.array([1.0, 1.0]), 0.5),
+          (np.array([[2.0, 1.0], [1.0, 3.0]]), np.array([1.0, -1.0]), 2.0)],
+      hint="Only the diagonal grows, and before the inversion. "
+      "`fisher + number` adds to every entry.")
 
 # %% effect-of-damping
 freezing = thermometers["zero at freezing"]
@@ -504,18 +526,27 @@ gradient = np.array([line.w.grad.item(), line.b.grad.item()])
 fisher = minidl.fisher(line, freezing, "mse")
 for damping in (0, 0.01, 0.1, 1, 10, 100):
     step = np.linalg.solve(fisher + damping * np.eye(2), gradient)
-    angle = np.degrees(np.arccos(np.clip(step @ gradient / np.linalg.norm(step) / np.linalg.norm(gradient), -1, 1)))
-    print(f"damping {damping:6g}: {angle:5.1f} degrees from the gradient, {np.linalg.norm(step):.4f} long")
+    length = np.linalg.norm(step)
+    cosine = step @ gradient / length / np.linalg.norm(gradient)
+    angle = np.degrees(np.arccos(min(cosine, 1)))
+    print(f"damping {damping:6g}: {angle:5.1f} degrees from the gradient, {length:.4f} long")
+
+# %% damped-paths
+def damped_path(damping):
+    return descend(freezing, lambda line: natural(line, damping))[0]
+
+valley("zero at freezing", {f"damping {each}": damped_path(each) for each in (0, 1, 10)})
 
 # %% [markdown] effect-words
-# With no damping, the natural gradient. With much, the gradient itself, and a short step of it. In between only the directions of which F
-# knows little are held back. Damping says how far you trust the parabola from the beginning of this notebook.
+# With no damping, the natural gradient. With much, the gradient itself, and a short step of it: that path goes down to the bottom of the
+# valley and stays behind there. In between, only the directions of which F knows little are held back. Damping says how far you trust the
+# parabola from the beginning of this notebook.
 
 # %% [markdown] race
 # ## Over epochs, over seconds
 #
 # K-FAC, SGD with momentum, and Adam, on a problem that is hard for gradient descent: an autoencoder, which squeezes a digit through 16
-# numbers and draws it again from these. It has eight layers, and each can only be as good as those after it let it be. The settings are the
+# numbers and draws it again from these. It has eight layers, and its valleys are long and narrow. The settings are the
 # best of a few that were tried for each method. K-FAC renews its factors and inverses only every ten steps once it is warm, since they
 # change slowly.
 #
@@ -530,25 +561,35 @@ contestants = {"K-FAC": lambda model: optim.KFAC(model, lr=0.1, damping=0.1, kl_
                "Adam": lambda model: optim.Adam(model, lr=0.005)}
 
 def learn(optimizer_of, epochs=20):
-    """Gives the training loss after each epoch, in nats an image, and the seconds until then."""
-    model = models.create("autoencoder", input_shape=(1, 8, 8), widths=(256, 128, 64, 16), generator=0)
-    with minidl.threads(1):                             # so that other programs on this machine matter less
-        history = fit(model, data.Loader(train, batch_size=250), None, optimizer_of(model), epochs=epochs, objective=reconstruction())
-    return [64 * each["train_loss"] for each in history], np.cumsum([each["seconds"] for each in history])
+    """The loss after each epoch, in nats an image, and the seconds until then."""
+    model = models.create("autoencoder", input_shape=(1, 8, 8), widths=(256, 128, 64, 16),
+                          generator=0)
+    loader = data.Loader(train, batch_size=250)
+    with minidl.threads(1):                 # so that other programs on this machine matter less
+        history = fit(model, loader, None, optimizer_of(model), epochs,
+                      objective=reconstruction())
+    losses, seconds = ([each[key] for each in history] for key in ("train_loss", "seconds"))
+    return 64 * np.array(losses), np.cumsum(seconds)
 
 for method in contestants.values():
-    learn(method, epochs=1)                             # what is loaded at the first use shall not count
+    learn(method, epochs=1)                 # what is loaded at the first use shall not count
 races = {name: learn(method) for name, method in contestants.items()}
-curves({name: losses for name, (losses, _) in races.items()}, x="epoch", title="Training loss, nats an image")
+
+# %% over-epochs
+title = "Training loss, nats an image"
+curves({name: losses for name, (losses, _) in races.items()}, x="epoch", title=title)
 
 # %% how-many-epochs
-reached = next(epoch for epoch, loss in enumerate(races["K-FAC"][0], 1) if loss <= races["SGD"][0][-1])
-print(f"K-FAC is as far after {reached} epochs as SGD after 20; you said {prediction}")
+goal = races["SGD"][0][-1]
+reached = 1 + np.argmax(races["K-FAC"][0] <= goal)
+print(f"K-FAC is as far after {reached} epochs as SGD after 20; {predicted(prediction)}")
 
 # %% over-seconds
 for name, (losses, seconds) in races.items():
-    print(f"{name:6} {seconds[-1]:.2f} s, of which {seconds[0]:.2f} s were the first epoch; in the end {losses[-1]:.1f} nats an image")
-curves({name: (seconds, losses) for name, (losses, seconds) in races.items()}, x="seconds", title="Training loss, nats an image")
+    print(f"{name:6} {seconds[-1]:.2f} s, of which {seconds[0]:.2f} s were the first epoch; "
+          f"in the end {losses[-1]:.1f} nats an image")
+curves({name: (seconds, losses) for name, (losses, seconds) in races.items()},
+       x="seconds", title=title)
 
 # %% [markdown] race-words
 # Over epochs K-FAC is far ahead: where the others linger for some epochs before they find the way on, it goes down
@@ -558,9 +599,13 @@ curves({name: (seconds, losses) for name, (losses, seconds) in races.items()}, x
 # and one in which nothing is gained.
 
 # %% damping-race
-dampings = {f"damping {damping:g}": lambda model, damping=damping: optim.KFAC(model, lr=0.1, damping=damping, kl_clip=0.1)
-            for damping in (0.003, 0.1, 30)}
-curves({name: learn(method, epochs=12)[0] for name, method in dampings.items()}, x="epoch", title="Training loss, nats an image")
+def losses_with(damping):
+    def kfac(model):
+        return optim.KFAC(model, lr=0.1, damping=damping, kl_clip=0.1)
+    return learn(kfac, epochs=8)[0]
+
+curves({f"damping {damping:g}": losses_with(damping) for damping in (0.003, 0.1, 30)},
+       x="epoch", title=title)
 
 # %% [markdown] damping-race-words
 # Too little, and steps are taken that the parabola does not bear out: after a good beginning it goes no further. Too much, and it is
