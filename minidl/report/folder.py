@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -161,10 +162,11 @@ def is_row(line: bytes) -> bool:
 
 def arrays(found: Found, file: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file."""
-    if not file.exists():
+    archive = content(found, file)
+    if not archive:
         return {}
     try:
-        with np.load(file, allow_pickle=False) as loaded:
+        with np.load(io.BytesIO(archive), allow_pickle=False) as loaded:
             return dict(loaded)
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         found.damaged.append(f"{file.name}: {error}")

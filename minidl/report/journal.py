@@ -1,7 +1,7 @@
 """Journal: what a run writes down for who wants to look at it, beside what record.py keeps to go on.
 
     steps.csv       a line for each update: step, epoch, seconds (of training, of the whole run), loss, learning_rate
-    tests.npz       of the last test: see tested.py
+    tests.npz       of the last test: see findings.py
     model.json      what the model is made of: nn.summary
     status.json     whether the run goes on, and how it ended; when it was last known to live
     report.html     the page that is made of all of it
@@ -28,7 +28,7 @@ from minidl.backend import Array
 from minidl.loop import Callback
 from minidl.nn import summary
 from minidl.optim.schedule import value_at
-from minidl.report.tested import Tested
+from minidl.report.findings import Findings
 from minidl.run import Run
 
 HEAD = "step,epoch,seconds,loss,learning_rate\n"
@@ -55,7 +55,7 @@ class Journal(Callback):
         self.epochs, self.before = -1, 0.0                  # seconds of training before the present epoch
         self.written = self.began = self.paged = time.monotonic()
         self.spent, self.cost = 0.0, FIRST
-        self.tested: Tested | None = None
+        self.findings: Findings | None = None
         self.run: Run | None = None
         self.failed = False
 
@@ -91,19 +91,19 @@ class Journal(Callback):
     def test(self, run: Run) -> Callable[[Array, Array, Array], Any] | None:
         """Look at a test, from its beginning."""
         shape, rebuilds = tuple(self.config["input_shape"]), bool(getattr(run.model, "reconstructs", False))
-        self.tested = Tested(shape, len(self.config["classes"]), self.config["normalise"], rebuilds)
-        return self.tested
+        self.findings = Findings(shape, len(self.config["classes"]), self.config["normalise"], rebuilds)
+        return self.findings
 
     def epoch(self, run: Run, metrics: Mapping[str, Any]) -> None:
         """What the test has shown, of all ranks; and the page, if it is time for it."""
-        tested, self.tested = self.tested, None
-        if tested is not None and len(tested.counts):
-            tested.counts = np.array(run.team.sums(tested.counts.ravel())).astype(np.int64).reshape(tested.counts.shape)
+        found, self.findings = self.findings, None
+        if found is not None and len(found.counts):
+            found.counts = np.array(run.team.sums(found.counts.ravel())).astype(np.int64).reshape(found.counts.shape)
         if not run.team.leads:
             return
         self.flush()
-        if tested is not None:
-            self.attempt(self.keep, tested, run, metrics["epoch"])
+        if found is not None:
+            self.attempt(self.keep, found, run, metrics["epoch"])
         self.status("running")
         self.page_if_due()
 
@@ -151,10 +151,10 @@ class Journal(Callback):
         with open(self.folder / "steps.csv", "a", encoding="ascii") as file:
             file.write(lines)
 
-    def keep(self, tested: Tested, run: Run, epoch: int) -> None:
+    def keep(self, found: Findings, run: Run, epoch: int) -> None:
         """Write down what a test has shown."""
         content = io.BytesIO()
-        arrays = tested.arrays(run.model) | {"epoch": np.array(epoch), "ranks": np.array(run.team.ranks)}
+        arrays = found.arrays(run.model) | {"epoch": np.array(epoch), "ranks": np.array(run.team.ranks)}
         np.savez(content, allow_pickle=False, **arrays)
         put(self.folder / "tests.npz", content.getvalue())
 

@@ -21,8 +21,8 @@ FILTERS = 64                # of the first layer
 CLASSES = 300               # a confusion matrix of more could not be seen
 
 
-class Tested:
-    """A test, to be called with each of its minibatches: (x, outputs, y).
+class Findings:
+    """What a test has shown; to be called with each of its minibatches: (x, outputs, y).
 
     shape: of an example. classes: how many there are. normalise: what was done to images, as in config.json. rebuilds: the outputs are
     logits of the inputs, and there are no classes.
