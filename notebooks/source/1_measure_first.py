@@ -344,8 +344,7 @@ print(f"NumPy's matmul has {speeds['BLAS']:.0f} GFLOP/s")
 # result is a sum of products of blocks, just as a number of the result is a sum of products of numbers.
 
 # %% [markdown] task-blocked
-# **Exercise.** Complete the blocked product. `s` is the side of a block; at the edges blocks may be smaller, and slices take care of
-# that.
+# **Exercise.** Write the blocked product. `s` is the side of a block; at the edges blocks may be smaller, and slices take care of that.
 
 # %% exercise blocked
 def blocked_product(a, b, s):
