@@ -23,6 +23,7 @@ from minidl.tensor import Tensor
 
 NAMED = 30              # classes that are named beside a confusion matrix; of more some, by number
 NUMBERED = 20           # classes whose cells have their number written in them
+LONGEST = 16            # letters of a class's name that stand beside it
 LINE = 0.17             # inches that a line of a caption takes
 
 
@@ -115,7 +116,8 @@ def confusion(counts: Any, classes: Sequence[str] | None = None, *, title: str =
     if len(names) != n:
         raise ShapeError(f"confusion: there are {len(names)} names for {n} classes")
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    longest = max(map(len, names), default=0)
+    short = [name if len(name) <= LONGEST else name[:LONGEST - 1] + "…" for name in names]
+    longest = max(map(len, short), default=0)
     width = width or max(3.2, min(6.2, 0.36 * n + 1.2))
     with canvas(width, width + (0.25 if title else 0)) as (figure, axes):
         axes.imshow(cells(shares), interpolation="none", extent=(-0.5, n - 0.5, n - 0.5, -0.5))
@@ -125,8 +127,8 @@ def confusion(counts: Any, classes: Sequence[str] | None = None, *, title: str =
         step = 1 if n <= NAMED else 10 if n <= 150 else 50 if n <= 700 else 100
         ticks = list(range(0, n, step))
         if n <= NAMED:
-            axes.set_xticks(ticks, names, rotation=0 if longest * n < 40 else 90, fontsize=9 if n <= 15 else 7, parse_math=False)
-            axes.set_yticks(ticks, names, fontsize=9 if n <= 15 else 7, parse_math=False)
+            axes.set_xticks(ticks, short, rotation=0 if longest * n < 40 else 90, fontsize=9 if n <= 15 else 7, parse_math=False)
+            axes.set_yticks(ticks, short, fontsize=9 if n <= 15 else 7, parse_math=False)
         else:
             axes.set_xticks(ticks)
             axes.set_yticks(ticks)

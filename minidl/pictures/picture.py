@@ -7,6 +7,7 @@ or a page. Figures are Matplotlib's, made without pyplot, so that drawing leaves
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,7 +65,8 @@ class Picture:
         from matplotlib import rc_context
 
         written = io.BytesIO()
-        with rc_context(STYLE):
+        with rc_context(STYLE), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")       # whoever shows an SVG has letters of its own
             self.figure.savefig(written, format=kind, dpi=144, metadata={"Date": None} if kind == "svg" else None)
         return written.getvalue()
 

@@ -122,6 +122,10 @@ class TestConfusion:
         assert [text for text in texts(picture) if text.isdecimal()] == [str(i) for i in range(0, 100, 10)] * 2
         assert len(picture.svg) < 30_000
 
+    def test_long_names_are_cut_and_strange_letters_stay(self):
+        picture = pictures.confusion(np.eye(3, dtype=int), ["Donaudampfschifffahrt", "猫", "🐕"])
+        assert {"Donaudampfschif…", "猫", "🐕"} <= set(texts(picture))
+
     def test_of_nothing(self):
         assert "0 examples" in str(pictures.confusion(np.zeros((2, 2), int)))
 
