@@ -25,6 +25,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from time import perf_counter_ns
 from typing import Any, ClassVar, dataclass_transform
 
 import numpy as np
@@ -109,7 +110,10 @@ class Function:
                 self._check_devices(arrays)
 
         on = mode.get()
-        started = None if on.recorder is None else on.recorder.now(library)
+        started: Any = 0
+        record = None
+        if on.recorder is not None:
+            started = perf_counter_ns() if library is np.ndarray else on.recorder.now(library)
         try:
             y = self.forward(*arrays)
         except MinidlError:
@@ -117,7 +121,7 @@ class Function:
         except (ValueError, TypeError, IndexError) as error:
             raise self._translated(error, arrays) from error
         if on.recorder is not None:
-            on.recorder.operation(started, type(self), arrays, y, library)
+            record = on.recorder.operation(started, self, arrays, y, library)
 
         if not self.plan.single and (type(y) is not tuple or len(y) != len(self.outputs)):
             raise self._wrong_result(y)
@@ -131,10 +135,10 @@ class Function:
                 if y is None or isinstance(y, tuple | list | Tensor):
                     raise self._wrong_result(y)
                 y = _as_array(y, arrays)
-            node = Node(self, xs, arrays, (y,), wanted, on) if wanted and on.grad and y.dtype.kind == "f" else None
+            node = Node(self, xs, arrays, (y,), wanted, on, record) if wanted and on.grad and y.dtype.kind == "f" else None
             return make(y, node)
         y = tuple(part if type(part) is library else _as_array(part, arrays) for part in y)
-        node = Node(self, xs, arrays, y, wanted, on) if wanted and on.grad else None
+        node = Node(self, xs, arrays, y, wanted, on, record) if wanted and on.grad else None
         return tuple(make(part, node if part.dtype.kind == "f" else None, k) for k, part in enumerate(y))
 
     # What can be wrong with an argument, away from the path that every call takes
@@ -197,9 +201,10 @@ class Node:
     its output Tensor, so that a graph has no reference cycle and is gone with the last Tensor that leads to it.
     """
 
-    __slots__ = ("checksums", "due", "edges", "function", "like", "line", "name", "order", "saved", "stack", "versions", "watchers")
+    __slots__ = ("checksums", "due", "edges", "function", "like", "line", "name", "order", "record", "saved", "stack", "versions",
+                 "watchers")
 
-    def __init__(self, function: Function, xs: tuple, arrays: list[Any], ys: tuple, wanted: int, on: Mode):
+    def __init__(self, function: Function, xs: tuple, arrays: list[Any], ys: tuple, wanted: int, on: Mode, record: Any = None):
         plan = function.plan
         due, inputs, outputs = plan.kept(wanted)
         edges: list[Any] = [None] * len(xs)
@@ -233,6 +238,7 @@ class Node:
         self.order = next(_order)
         self.stack = running.get()
         self.watchers: dict[int, Watchers] | None = None
+        self.record = record                                # what a profile has written down of the call
         self.line = line_of_caller() if on.numerics or on.saved else ""
         self.checksums: dict[str, int] | None = {name: checksum(x) for name, x in self.kept()} if on.saved else None
         if on.recorder is not None:

@@ -37,7 +37,8 @@ WHOLE = frozenset({"evaluation", "saving"})     # phases that keep for themselve
 MOST = 1_000_000                                # tuples of one kind that a Recorder holds, of about 300 bytes each
 
 SCALARS = (int, float, bool, type(None))
-LONG = 100_000                                  # nanoseconds: after shorter phases nobody asks the system how much memory there is
+OFTEN = 8                                       # of so many passes backward one is looked at for its memory, and the first ones
+LONG = 100_000                                  # nanoseconds: after shorter phases the system is not asked for the peak
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -74,7 +75,8 @@ class Clock:
         self.since = now
         if self.recorder is not None:
             name, started = stack[depth]
-            self.recorder.phases.append((started, now, self.thread, name, depth, self.recorder.peak() if now - started > LONG else 0))
+            peak = self.recorder.peak() if self.recorder.looking and now - started > LONG else 0
+            self.recorder.phases.append((started, now, self.thread, name, depth, peak))
         del stack[depth:]
 
     def _read(self) -> int:
@@ -177,10 +179,10 @@ def peak_memory(device: str = "cpu") -> int:
 class Recorder:
     """What happens, as tuples, in the order in which it ends. Times are nanoseconds, or what a device makes of the moment.
 
-        operations  (start, end, thread, Function class, layers, shapes of the arguments, shape of the result, bytes moved, bytes made)
-        rules       (start, end, thread, Function class, layers, Step, shape of the result, of y, and of a product's other factor,
-                     bytes moved, bytes made)
-        updates     (start, end, thread, what, path of the parameter, bytes moved)
+        operations  (start, end, thread, Function class, layers, shapes of a product's factors, shape of the result, bytes of each
+                     argument, of the result or of each, whether the result only looks at an argument's memory)
+        rules       (start, end, thread, the operation whose rule it is, Step, whether the result is in an argument's memory)
+        updates     (start, end, thread, Optimizer class, path of the parameter, its bytes, how many arrays are remembered of it)
         phases      (start, end, thread, name, depth, peak memory, or 0)
         jobs        (start, end, thread, name, bytes): of the exchange
         kept        (layers, Function class, bytes): for the backward pass
@@ -197,6 +199,7 @@ class Recorder:
         self.kept: list[tuple] = []
         self.devices: dict[type, backend.Library] = {}      # libraries of arrays whose work goes on while Python does
         self.zeros: dict[type, tuple[int, Any]] = {}        # of each, a moment by both clocks
+        self.passes, self.looking = 0, True                 # backward passes so far; whether memory is looked at until the next
         self.seen: set[int] = set()                         # arrays that are kept already, by id, until the next backward pass is over
 
     def now(self, library: Any) -> Any:
@@ -232,62 +235,45 @@ class Recorder:
 
     # What the engine tells
 
-    def operation(self, started: Any, function: type, arrays: list[Any], y: Any, library: Any) -> None:
-        """A Function was called, and is over."""
+    def operation(self, started: Any, function: Any, arrays: list[Any], y: Any, library: Any) -> tuple | None:
+        """A Function was called, and is over. Gives what was written down, for the Node."""
         ended = self.now(library) if self.devices else perf_counter_ns()
         if len(self.operations) >= MOST:
-            return
-        moved = made = 0
-        shapes = []
-        for x in arrays:
-            if type(x) is library:
-                moved += x.nbytes
-                shapes.append(x.shape)
-            else:
-                shapes.append(())
-        outputs = y if type(y) is tuple else (y,)
-        for part in outputs:
-            if type(part) is library and (part.base is None or not _among(part, arrays)):
-                made += part.nbytes
-        self.operations.append((started, ended, get_ident(), function, running.get(), shapes, getattr(outputs[0], "shape", ()),
-                                moved + made if made else 0, made))
+            return None
+        if type(y) is library:
+            shape, looks = y.shape, y.base is not None and _among(y, arrays)
+            made: Any = y.nbytes
+        else:
+            parts = [part for part in (y if type(y) is tuple else ()) if type(part) is library]
+            shape, looks, made = (parts[0].shape if parts else ()), False, [part.nbytes for part in parts]
+        found = (started, ended, get_ident(), type(function), running.get(),
+                 [getattr(x, "shape", ()) for x in arrays[:2]] if function.multiply_adds is not None else None,
+                 shape, [x.nbytes if type(x) is library else 0 for x in arrays], made, looks)
+        self.operations.append(found)
+        return found
 
     def rule(self, started: Any, node: Any, function: Any, step: Any, args: list[Any], result: Any) -> None:
         """A gradient rule, or a method that rules share, is over."""
         ended = self.now(type(args[0])) if self.devices else perf_counter_ns()
-        if len(self.rules) >= MOST:
-            return
-        moved = 0
-        for x in args:
-            moved += getattr(x, "nbytes", 0)
-        made = getattr(result, "nbytes", 0)
-        if result is args[0] or (getattr(result, "base", None) is not None and _among(result, args)):
-            moved, made = (moved + made if step.out else 0), 0          # written in place, or only looked at in another way
-        else:
-            moved += made
-        other = None
-        if function.multiply_adds is not None and step.i < 2 and not step.shared:
-            name = function.plan.args[1 - step.i]
-            other = getattr(args[step.names.index(name)], "shape", None) if name in step.names else None
-        self.rules.append((started, ended, get_ident(), type(function), node.stack, step, getattr(result, "shape", ()), node.like[0][0],
-                           other, moved, made))
+        if len(self.rules) < MOST:
+            looks = result is args[0] or (getattr(result, "base", None) is not None and _among(result, args))
+            self.rules.append((started, ended, get_ident(), node.record or unknown(function, node), step, looks))
 
     def job(self, started: int, name: str, size: int) -> None:
         """The exchange has finished a job."""
         if len(self.jobs) < MOST:
             self.jobs.append((started, perf_counter_ns(), get_ident(), name, size))
 
-    def update(self, started: Any, rule: type, path: str, w: Any, g: Any, state: dict[str, Any]) -> None:
-        """An optimizer has changed a parameter and what it remembers of it."""
-        ended = self.now(type(w))
+    def update(self, started: Any, rule: Any, path: str, w: Any) -> None:
+        """An optimizer has changed a parameter, and what it remembers of it."""
+        ended = self.now(type(w)) if self.devices else perf_counter_ns()
         if len(self.updates) < MOST:
-            moved = 2 * (w.nbytes + sum(x.nbytes for x in state.values())) + g.nbytes
-            self.updates.append((started, ended, get_ident(), rule.__name__.lower(), path, moved))
+            self.updates.append((started, ended, get_ident(), type(rule), path, w.nbytes, len(rule.state.get(path, ()))))
 
     def keeps(self, node: Any, xs: tuple) -> None:
         """A Node keeps arrays. Parameters are there anyway, and what another Node keeps is counted there."""
         saved = node.saved
-        if not saved or len(self.kept) >= MOST:
+        if not (self.looking and saved) or len(self.kept) >= MOST:
             return
         seen, total = self.seen, 0
         for x in xs:
@@ -303,8 +289,15 @@ class Recorder:
             self.kept.append((node.stack, type(node.function), total))
 
     def walked(self) -> None:
-        """A backward pass is over, and what was kept for it is gone."""
+        """A backward pass is over, and what was kept for it is gone. Memory is seldom used otherwise in the next: some are looked at."""
         self.seen.clear()
+        self.passes += 1
+        self.looking = self.passes < OFTEN or self.passes % OFTEN == 0
+
+
+def unknown(function: Any, node: Any) -> tuple:
+    """An operation that was not written down."""
+    return 0, 0, 0, type(function), node.stack, None, node.like[0][0], (), 0, False
 
 
 def _among(y: Any, xs: list[Any]) -> bool:

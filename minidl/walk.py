@@ -14,6 +14,7 @@ import heapq
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from time import perf_counter_ns
 from typing import Any, Protocol
 
 import numpy as np
@@ -206,7 +207,9 @@ class Walk:
             del values[name]
         if self.useful is not None and not shared and edge not in self.useful:
             return None
-        started = None if self.recorder is None else self.recorder.now(type(args[0]))
+        started: Any = 0
+        if self.recorder is not None:
+            started = self.recorder.now(type(args[0])) if self.recorder.devices else perf_counter_ns()
         if out and not self.create_graph:
             first = args[0]
             spare = first if _unshared(sys.getrefcount(first), first) else None

@@ -84,9 +84,12 @@ class Optimizer:
             raise GraphError(f"{type(self).__name__}.step: " + ("every parameter is frozen" if frozen else "no parameter has a gradient"),
                              hint="Set requires_grad_(True) on what shall be learned." if frozen else
                              "Call loss.backward() before step(), with a loss that the model has computed outside no_grad().")
-        options = self.begin()
+        options, watching = self.begin(), recorder()
         for path, p in due.items():
+            started = None if watching is None else watching.now(type(p._data))
             self.update_one(path, p.grad.data, options)     # type: ignore[union-attr]   # due says so
+            if watching is not None:
+                watching.update(started, self, path, p._data)
 
     def begin(self) -> dict[str, dict[str, Any]]:
         """Begin a step, and give the options of each parameter in it, by path. `step` does so; who calls update_one calls it first."""
@@ -104,11 +107,7 @@ class Optimizer:
         p = self.parameters[path]
         w = p._data                                                     # not .data, which would wait for what is being done here
         self.updates[path] += 1
-        state, watching = self._state_beside(path, w), recorder()
-        started = None if watching is None else watching.now(type(w))
-        self._apply(path, w, g, state, self.updates[path], options)
-        if watching is not None:
-            watching.update(started, type(self), path, w, g, state)
+        self._apply(path, w, g, self._state_beside(path, w), self.updates[path], options)
         p.version += 1                                                  # a graph that holds w now knows that it has changed
 
     def update_copy(self, path: str, g: Array, options: Mapping[str, Mapping[str, Any]]) -> tuple[Array, Callable[[], None]]:

@@ -97,14 +97,16 @@ def events_of(recorder: Recorder, first: int, last: int, main: int, rank: int, n
 
     for started, ended, thread, name, depth, _ in recorder.phases:
         take(started, ended, thread, depth, name=name, category="phase")
-    for started, ended, thread, kind, stack, shapes, y, moved, made in recorder.operations:
-        take(started, ended, thread, 1000, name=kind.name, category="operation", layer=layers.path(stack), bytes=moved, made=made,
-             flops=forward_flops(kind, shapes, y) if made else 0)
-    for started, ended, thread, kind, stack, step, result, y, other, moved, made in recorder.rules:
+    for operation in recorder.operations:
+        started, ended, thread, kind, stack, *_ = operation
+        take(started, ended, thread, 1000, name=kind.name, category="operation", layer=layers.path(stack), **work(operation))
+    for started, ended, thread, operation, step, looks in recorder.rules:
+        kind, stack = operation[3:5]
         take(started, ended, thread, 1000, name=f"{kind.name} {rule_name(kind, step)}", category="rule", layer=layers.path(stack),
-             bytes=moved, made=made, flops=rule_flops(kind, step, result, y, other) if moved else 0)
-    for started, ended, thread, name, path, moved in recorder.updates:
-        take(started, ended, thread, 1000, name=name, category="update", layer=layers.of_parameter(path), bytes=moved)
+             **rule_work(operation, step, looks))
+    for started, ended, thread, kind, path, size, remembered in recorder.updates:       # w, g and the memory are read, w and it written
+        take(started, ended, thread, 1000, name=kind.__name__.lower(), category="update", layer=layers.of_parameter(path),
+             bytes=(3 + 2 * remembered) * size)
     kept = [Kept(layers.path(stack), kind.name, size) for stack, kind, size in recorder.kept]
     found.sort(key=lambda each: each[:3])
     events = [*nested(found), *lanes(recorder, first, last, rank)]
@@ -160,11 +162,14 @@ def lanes(recorder: Recorder, first: int, last: int, rank: int) -> list[Event]:
     return events
 
 
-def forward_flops(kind: Any, shapes: tuple, y: tuple[int, ...]) -> int:
-    """Arithmetic operations of a call of a Function."""
-    if kind.multiply_adds is not None:
-        return 2 * kind.multiply_adds(y, *shapes[:2])
-    return math.prod(y)
+def work(operation: tuple) -> dict[str, int]:
+    """The flops and bytes of a call of a Function, as it was written down."""
+    _, _, _, kind, _, shapes, y, sizes, made, looks = operation
+    if looks:
+        return {}
+    results = sum(made) if isinstance(made, list) else made
+    return {"flops": 2 * kind.multiply_adds(y, *shapes) if shapes is not None else math.prod(y), "bytes": sum(sizes) + results,
+            "made": results}
 
 
 def rule_name(kind: Any, step: Any) -> str:
@@ -172,8 +177,29 @@ def rule_name(kind: Any, step: Any) -> str:
     return step.shared or f"grad_{kind.plan.args[0 if kind.plan.variadic else step.i]}"
 
 
-def rule_flops(kind: Any, step: Any, result: tuple[int, ...], y: tuple[int, ...], other: tuple[int, ...] | None) -> int:
-    """Of a rule: the gradient of a product by one factor is a product of as many multiply-adds."""
-    if other is not None:
-        return 2 * kind.multiply_adds(y, *((result, other) if step.i == 0 else (other, result)))
-    return math.prod(result)
+def rule_work(operation: tuple, step: Any, looks: bool) -> dict[str, int]:
+    """The flops and bytes of a step of a backward pass, from the sizes of what it names: a gradient has the size of what it is by.
+
+    The gradient of a product by one factor is a product of as many multiply-adds. A value that rules share has the size of the result.
+    """
+    _, _, _, kind, _, shapes, y, sizes, made, _ = operation
+    plan = kind.plan
+    outputs = made if isinstance(made, list) else [made]
+    if (looks and not step.out) or not sizes or not outputs:
+        return {}
+
+    def size(name: str) -> int:
+        if name == "i":
+            return 0
+        if name in plan.args:
+            return sum(sizes) if plan.variadic else sizes[plan.args.index(name)] if plan.args.index(name) < len(sizes) else 0
+        for names in (plan.outputs, plan.gradients):
+            if name in names:
+                return outputs[names.index(name)]
+        return outputs[0]
+
+    result = outputs[0] if step.shared else sizes[step.i]
+    each = outputs[0] / math.prod(y) if outputs[0] else 1
+    product = shapes is not None and step.i < 2 and not step.shared
+    flops = 2 * kind.multiply_adds(y, *shapes) if product else round(result / each)
+    return {"flops": flops, "bytes": sum(map(size, step.names)) + result, "made": 0 if looks else result}
