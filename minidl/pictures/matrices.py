@@ -16,17 +16,21 @@ from minidl.errors import ArgumentError, ShapeError
 from minidl.pictures.picture import BLUE, INK, MUTED, ORANGE, PAPER, Picture, canvas
 from minidl.tensor import Tensor
 
+PAGE = 8.4              # inches, how wide a picture is at most
+LARGEST = 2.5           # inches, how high a matrix is at most, unless somebody wants it higher
+BAR, MARGIN = 0.75, 0.4     # inches, for a scale of colours and for the names of blocks
 WRITTEN = 8             # matrices of up to so many rows and columns have their numbers written in
 
 
 def matrices(named: Mapping[str, Any], *, blocks: Mapping[str, int] | Sequence[int] = (), root: bool = False, shared: bool = True,
-             bar: str = "", columns: int = 4, height: float = 2.5) -> Picture:
+             bar: str = "", columns: int = 4, height: float | None = None) -> Picture:
     """Matrices beside each other, with one scale of colours for all.
 
     named: two-dimensional arrays or Tensors, by what is written over them. blocks: how many rows and columns each block on the diagonal
     has, by its name or without; lines are drawn between them in every matrix that has so many rows and columns. root: colours follow the
     root of a number, so that small ones are seen too. shared: False gives each matrix its own scale. bar: what the numbers are, with their
-    unit, beside the scale. columns: how many stand in a row. height: of each, in inches. Numbers of up to 8 x 8 are written in.
+    unit, beside the scale. columns: how many stand in a row. height: of each, in inches; as much as a page has room for unless given.
+    Numbers of up to 8 x 8 are written in.
     ShapeError for what is no matrix, ArgumentError for none.
 
     >>> matrices({"A": np.eye(3), "its double": 2 * np.eye(3)})
@@ -43,8 +47,10 @@ def matrices(named: Mapping[str, Any], *, blocks: Mapping[str, int] | Sequence[i
     rows = -(-len(arrays) // columns)
     largest = {name: float(np.nanmax(np.abs(m), initial=0)) or 1.0 for name, m in arrays.items()}
     # the wide ones get more room
-    widths = [max([_width(m, height) for m in list(arrays.values())[i::columns]]) for i in range(columns)]
-    with canvas(sum(widths) + 0.75 * (1 if shared else columns), (height + 0.6) * rows, rows, columns, squeeze=False,
+    widths = [max([_shape(m) for m in list(arrays.values())[i::columns]]) for i in range(columns)]
+    bars = BAR * (1 if shared else columns)
+    height = height or min(LARGEST, (PAGE - MARGIN - bars) / sum(widths))
+    with canvas(sum(widths) * height + bars + MARGIN, (height + 0.6) * rows, rows, columns, squeeze=False,
                 width_ratios=widths) as (figure, axes):
         for i, (name, m) in enumerate(arrays.items()):
             ax = axes[i // columns][i % columns]
@@ -62,9 +68,9 @@ def matrices(named: Mapping[str, Any], *, blocks: Mapping[str, int] | Sequence[i
                                     for name, m in arrays.items()))
 
 
-def _width(m: np.ndarray, height: float) -> float:
-    """Inches, from its shape: between half and twice its height."""
-    return height * min(max(m.shape[1] / m.shape[0], 0.5), 2)
+def _shape(m: np.ndarray) -> float:
+    """How many times as wide as high it is drawn: between half and twice."""
+    return min(max(m.shape[1] / m.shape[0], 0.5), 2)
 
 
 def _heat(ax: Any, m: np.ndarray, limit: float, root: bool) -> Any:

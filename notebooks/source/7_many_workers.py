@@ -249,8 +249,11 @@ print(f"one process, in three parts, by {apart(alone(3), states[0]):.2g};",
 # and writes down every message. `minidl.profile` writes down what is computed. Together they make a timeline.
 
 # %% watched
-def watched(work, ranks, rate=1e6, **options):
-    """Do work(communicator) on each rank. rate: bytes a second. A picture, and a profile."""
+def watched(work, ranks, rate=1e6, until=None, **options):
+    """Do work(communicator) on each rank. rate: bytes a second. until: seconds that are shown.
+
+    Gives a picture and a profile.
+    """
     wire = EmulatedWire(rate)
 
     def rank(communicator):
@@ -262,7 +265,7 @@ def watched(work, ranks, rate=1e6, **options):
     with minidl.threads(1):                             # each rank is a thread already
         p = local.run(rank, ranks)[0]
     events = [*p.events(), *wire.events(since=p.begun)]
-    return timeline(events, categories=("phase", "transfer")), p
+    return timeline(events, since=0, until=until, categories=("phase", "transfer")), p
 
 # %% master-timeline
 picture, _ = watched(learn_by_hand, 4)
@@ -418,16 +421,16 @@ def learn_in_a_team(communicator, exchange="allreduce", overlap="none"):
 at_most = None
 
 # %% no-overlap
-profiles = {}
-picture, profiles["none"] = watched(learn_in_a_team, 3, rate=5e5, overlap="none")
+profiles, slow = {}, {"rate": 5e5, "until": 0.6}
+picture, profiles["none"] = watched(learn_in_a_team, 3, **slow, overlap="none")
 picture
 
 # %% overlap-backward
-picture, profiles["backward"] = watched(learn_in_a_team, 3, rate=5e5, overlap="backward")
+picture, profiles["backward"] = watched(learn_in_a_team, 3, **slow, overlap="backward")
 picture
 
 # %% overlap-forward
-picture, profiles["forward"] = watched(learn_in_a_team, 3, rate=5e5, overlap="forward")
+picture, profiles["forward"] = watched(learn_in_a_team, 3, **slow, overlap="forward")
 picture
 
 # %% overlap-times
@@ -453,10 +456,10 @@ for exchange, overlap in (("allreduce", "forward"), ("master-worker", "none"),
     print(f"{exchange}, overlap={overlap}: {found:.2g} apart from all-reduce without overlap")
 
 # %% [markdown] overlap-words
-# Without overlap, wires are idle while ranks compute, and ranks are idle while wires are busy. With `overlap="backward"` gradients leave
-# under the backward pass. What remains is the end: the first layer's gradient comes last, and nothing is left to be computed meanwhile.
-# With `overlap="forward"` the next forward pass begins as soon as the weights of the first layers are there. Nothing is computed
-# otherwise: whichever way it is exchanged, the bits are the same.
+# Three steps each, on the same scale. Without overlap, wires are idle while ranks compute, and ranks are idle while wires are busy. With
+# `overlap="backward"` gradients leave under the backward pass. What remains is the end: the first layer's gradient comes last, and
+# nothing is left to be computed meanwhile. With `overlap="forward"` the next forward pass begins as soon as the weights of the first
+# layers are there. Nothing is computed otherwise: whichever way it is exchanged, the bits are the same.
 #
 # Nothing of this makes a message shorter. If computation and exchange take equally long, the best that can happen is that one of them is
 # hidden entirely: twice as many steps. If the exchange takes ten times as long, there is next to nothing to hide it behind.
