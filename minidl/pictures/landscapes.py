@@ -41,14 +41,14 @@ def landscape(function: Callable[[np.ndarray, np.ndarray], Any], paths: Mapping[
     heights = heights_of(function, across, along)
     groups = [ways] if together or not ways else [{name: way} for name, way in ways.items()]
     count, looks = len(groups), {name: (SERIES[i % len(SERIES)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(ways)}
-    with canvas(6.2 if count == 1 else 3.1 * count, 3.4, 1, count, squeeze=False, sharey=True) as (figure, panels):
+    with canvas(6.2 if count == 1 else 2.75 * count, 3.2, 1, count, squeeze=False, sharey=True) as (figure, panels):
         for group, axes in zip(groups, panels[0]):
             draw_map(axes, across, along, heights)
             for name, way in group.items():
                 away = f"off the map at step {lost[name]}" if name in lost else ""
                 draw_path(axes, f"{name}, {away}" if away else name, way[:lost.get(name, len(way)) + 1], *looks[name])
             if count > 1 and away:
-                axes.text(0.97, 0.04, away, transform=axes.transAxes, ha="right", fontsize=9, zorder=5,
+                axes.text(0.97, 0.04, away.replace("map ", "map\n"), transform=axes.transAxes, ha="right", fontsize=9, zorder=5,
                           bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 2})
             axes.set(xlim=x, ylim=y, xlabel=names[0], title=next(iter(group)) if count > 1 else title)
             axes.grid(False)

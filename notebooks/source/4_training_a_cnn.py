@@ -370,7 +370,7 @@ def learn(transform=None, **options):
 # %% by-heart
 by_heart, history = learn()
 accuracies = [round(history[-1][f"{part}_accuracy"], 3) for part in ("train", "test")]
-print("training and test:", accuracies, predicted(prediction))
+print(f"training and test: {accuracies}; {predicted(prediction)}")
 
 # %% overfitting-curves
 pictures.learning_curves(history)

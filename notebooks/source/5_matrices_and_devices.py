@@ -31,12 +31,14 @@ rng = np.random.default_rng(0)
 def normal(*shape):
     return rng.standard_normal(shape, dtype=np.float32)
 
+threads = minidl.threads if kernels.compiled() else nullcontext      # which cannot say how many
+
 def seconds(function, runs=7):
     """The shortest of several runs, for what else goes on can only make one longer.
 
-    On one thread, where that can be said: it is disturbed least.
+    On one thread, which is disturbed least.
     """
-    with minidl.threads(1) if kernels.compiled() else nullcontext():
+    with threads(1):
         return min(repeat(function, number=1, repeat=runs))
 
 # %% [markdown] one-or-many
@@ -139,8 +141,8 @@ check(intensity, counted, on=[(1, 30, 20), (16, 30, 20), (64, 8, 8)],
 # A convolution is no product of matrices: windows overlap. *im2col* makes it one. It lays out every patch that the filter will see as a
 # column of a matrix. The filter becomes a row, and row times matrix gives all places at once. Many filters are many rows, a matrix again.
 #
-# **Predict.** Padding keeps an image of 64 x 64 at its size, and the filter is 3 x 3. How many times as many numbers as the image has
-# the matrix?
+# **Predict.** Padding keeps an image of 64 x 64 at its size, and the filter is 3 x 3. The matrix has how many times as many numbers as
+# the image?
 
 # %% prediction-memory
 prediction = None
@@ -288,7 +290,7 @@ prediction = None
 time = seconds(lambda: by_loop(x[0, :, :10, :10], w[0]), 3)
 costs = {"loop": 1e9 * time / (8 * 8 * w[0].size)}
 for way in ways:
-    time = seconds(lambda way=way: F.conv2d(x, w, algorithm=way))
+    time = seconds(lambda way=way: F.conv2d(x, w, algorithm=way), 25)
     costs[way] = 1e9 * time / (8 * 64 * 64 * w.size)
 print(f"{costs['loop'] / min(costs.values()):,.0f} times faster; {predicted(prediction)}")
 pictures.bars(costs, x="nanoseconds for each multiplication of the loop", log=True)
@@ -304,7 +306,7 @@ pictures.bars(costs, x="nanoseconds for each multiplication of the loop", log=Tr
 # %% using
 for which in ("reference", "direct", "fastest"):
     with kernels.using(which):
-        print(f"{which:10} {1000 * seconds(lambda: F.conv2d(x, w)):6.1f} ms")
+        print(f"{which:10} {1000 * seconds(lambda: F.conv2d(x, w), 25):6.1f} ms")
 
 # %% [markdown] task-winograd
 # **Exercise.** Winograd in the small: a filter of 3 numbers on 4 numbers gives 2 outputs. Written out that takes 6 multiplications. Four
@@ -368,11 +370,11 @@ x = normal(2, 3)
 print("made by", backend.of(x).__name__, "- lies on", backend.device_of(x))
 
 def softmax(x):
-    xp = backend.of(x)                                      # NumPy or CuPy: the one that made x
+    xp = backend.of(x)                          # NumPy or CuPy: the one that made x
     e = xp.exp(x - x.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
 
-softmax(x).sum(axis=-1)
+softmax(x).sum(axis=-1).round(6)
 
 # %% [markdown] to-a-gpu
 # To bring an array to a GPU you name the device. What happens on this machine?

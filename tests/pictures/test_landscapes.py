@@ -34,6 +34,11 @@ class TestLandscape:
         assert len(drawn(picture)[0]) == 3                          # the step off the map is drawn to its edge
         assert "off the map at step 2" in picture.svg and "off the map at step 2" in picture.words
 
+    def test_says_so_on_the_map_of_each(self):
+        paths = {"down": DOWN, "away": AWAY}
+        axes = landscape(valley, paths, x=(-4, 4), y=(-2, 2), together=False).figure.axes
+        assert [[text.get_text() for text in each.texts] for each in axes] == [[], ["off the map\nat step 2"]]
+
     def test_draws_on_where_a_path_comes_back(self):
         back = np.array([[0.0, 1.0], [0.0, 5.0], [0.0, 0.0]])
         picture = landscape(valley, {"back": back}, x=(-4, 4), y=(-2, 2))
