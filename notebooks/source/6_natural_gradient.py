@@ -223,7 +223,7 @@ def valley(zero, paths):
     def loss(w, b):
         lines = w[..., None] * thermometers[zero].ravel() + b[..., None]
         return ((lines - sold.ravel()) ** 2).mean(axis=-1)
-    return landscape(loss, paths, x=(-0.6, 2.2), y=(-0.6, 3.4), names=("w", "b"), title=zero)
+    return landscape(loss, paths, x=(-3, 5), y=(-0.6, 3.4), names=("w", "b"), title=zero)
 
 valley("zero at 20 degrees", {name: found[name, "zero at 20 degrees"][0] for name in methods})
 
@@ -231,9 +231,9 @@ valley("zero at 20 degrees", {name: found[name, "zero at 20 degrees"][0] for nam
 valley("zero at freezing", {name: found[name, "zero at freezing"][0] for name in methods})
 
 # %% [markdown] valley-words
-# Where the zero lies at 20 degrees the valley is round: gradient and natural gradient point the same way. With the zero at freezing the
-# valley is long and narrow. SGD jumps from side to side and then creeps along the bottom, and with a learning rate only a little larger
-# it would fly out. The natural gradient walks straight to the lowest point, in both.
+# Where the zero lies at 20 degrees the valley is nearly round: gradient and natural gradient point almost the same way. With the zero at
+# freezing the valley is long and narrow. SGD jumps from side to side and then creeps along the bottom, and with a learning rate only a
+# little larger it would fly out. The natural gradient walks straight to the lowest point, in both.
 #
 # A picture of weights may deceive. What matters is the *line* that each of them has found after each step:
 
@@ -390,7 +390,7 @@ scaling({"the block": (widths, block_bytes / 1e9), "A and G": (widths, factor_by
 # %% [markdown] two-inverses
 # ## Dividing by a product that is never made
 #
-# A Kronecker product has two properties that are worth their weight in gold. Its inverse is the product of the inverses, and it can be
+# A Kronecker product has two properties that spare much work. Its inverse is the product of the inverses, and it can be
 # multiplied with a matrix, flattened row by row, without being made:
 #
 # $$(A \otimes G)^{-1} = A^{-1} \otimes G^{-1}, \qquad (A \otimes G)\,\text{vec}(M) = \text{vec}(A\, M\, G^T)$$
