@@ -12,7 +12,7 @@ from minidl.errors import NumericsError
 from minidl.loop import fit
 from minidl.measure import FILES, Measure
 from minidl.modes import mode
-from minidl.parallel import Team, local
+from minidl.parallel import Elastic, Team, local
 from minidl.profiling import rows
 from minidl.train import app
 
@@ -76,6 +76,24 @@ class TestMeasure:
         told = json.loads((tmp_path / "trace.json").read_text())
         assert {each["pid"] for each in told["traceEvents"]} == {0, 1}
         assert measures[0].profile.ranks == 2 and measures[0].profile.facts["overlap"] == overlap
+
+    def test_who_has_died_is_not_in_it(self, tmp_path):
+        """A process of an elastic run dies in the middle; the first one dies, and another one writes."""
+        def work(communicator):
+            model = models.create("mlp", input_shape=(1, 8, 8), classes=10, generator=0)
+            measure = Measure(tmp_path, 100)
+            fit(model, data.Loader(TRAIN[:100], batch_size=20, prefetch=0), None, optim.SGD(model, lr=0.1), 2, [measure],
+                team=Elastic(communicator))
+            return measure
+
+        def on_call(rank, number):
+            if rank == 0 and number == 100:
+                raise local.Killed
+
+        left = local.run(work, 3, on_call=on_call)
+        assert left[0] is None and left[1].profile.ranks == 2
+        told = json.loads((tmp_path / "trace.json").read_text())
+        assert {each["pid"] for each in told["traceEvents"]} == {0, 1}
 
     def test_after_an_error_nothing_is_measured_any_more(self, tmp_path):
         before = mode.get()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from minidl.profiling.rows import COMPUTING
+
 if TYPE_CHECKING:
     from minidl.profiling.measured import Profile
 
@@ -69,8 +71,10 @@ def operation_lines(profile: Profile, width: int, most: int) -> list[Line]:
     if first:
         words = "first calls, which compile or load something"
         rows.append((f"  {words:<{room + wide}}{percent(first / profile.recorded):>7}", "dim"))
-    between = sum(profile.gaps.values()) / profile.recorded if profile.recorded else 0.0
-    rows.append((f"  {'in no operation':<{room + wide}}{percent(between):>7}", "dim"))
+    between = sum(seconds for name, seconds in profile.gaps.items() if name in COMPUTING)
+    for words, seconds in (("Python between operations", between), ("phases without operations", sum(profile.gaps.values()) - between)):
+        if profile.recorded:
+            rows.append((f"  {words:<{room + wide}}{percent(seconds / profile.recorded):>7}", "dim"))
     return rows
 
 

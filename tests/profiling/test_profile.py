@@ -122,6 +122,25 @@ class TestHidden:
         assert hidden > 0.04 and less < seen
 
 
+def test_who_waits_for_a_slower_rank_is_idle():
+    """And what even the slowest waits is what the exchange takes."""
+    class Dawdle(Callback):
+        def __init__(self, seconds):
+            self.seconds = seconds
+
+        def step(self, run, loss):
+            time.sleep(self.seconds)
+
+    def work(communicator):
+        model, optimizer = learner("mlp")
+        loader = data.Loader(DIGITS[0][:100], batch_size=10)
+        return fit(model, loader, None, optimizer, 1, [Dawdle(0.05 * communicator.rank)], team=Team(communicator))[0]["phases"]
+
+    quick, slow = local.run(work, 2)
+    assert quick["idle"] > 0.3 > slow["idle"] and slow["saving"] > 0.4         # 10 steps
+    assert quick["gradient exchange"] < quick["idle"]
+
+
 class TestRows:
     def test_a_step_of_plain_code(self):
         model = network()
