@@ -13,7 +13,7 @@ from minidl.pictures import curves
 from minidl.pictures.curves import look
 from minidl.report.embed import COLOURS, inline
 from minidl.report.folder import Found, find
-from minidl.report.page import SIZE, WORDS, clock, kept, memory, phases, shared, template, worded
+from minidl.report.page import SIZE, WORDS, clock, kept, memory, phases, quietly, shared, template, worded
 
 CHARTS = {"test loss": "test_loss", "test accuracy": "test_accuracy", "training loss": "train_loss", "training accuracy": "train_accuracy"}
 
@@ -24,7 +24,9 @@ def compare(folders: Sequence[str | Path], out: str | Path = "report.html") -> P
     CheckpointError if one is not the folder of a run, ConfigError if the file cannot be written, MissingExtra without Matplotlib and
     Jinja2.
     """
-    return kept(page([find(Path(folder)) for folder in folders]), Path(out))
+    with quietly():
+        text = page([find(Path(folder)) for folder in folders])
+    return kept(text, Path(out))
 
 
 def page(runs: Sequence[Found]) -> str:

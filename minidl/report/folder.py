@@ -149,7 +149,8 @@ def columns(found: Found, file: Path) -> dict[str, np.ndarray]:
         if not good:
             return {}
         table = np.loadtxt(good, delimiter=",", ndmin=2, encoding="latin-1")
-    return dict(zip(COLUMNS, table.T))
+    last = dict(zip(table[:, 0], range(len(table))))           # a step that was noted twice, by processes that failed together, counts once
+    return dict(zip(COLUMNS, table[[last[step] for step in sorted(last)]].T if len(last) < len(table) else table.T))
 
 
 def is_row(line: bytes) -> bool:

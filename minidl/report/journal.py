@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from minidl.backend import Array
+from minidl.errors import RankLost
 from minidl.loop import Callback
 from minidl.nn import summary
 from minidl.optim.schedule import value_at
@@ -71,18 +72,19 @@ class Journal(Callback):
             self.write_page(cost=False)
 
     def step(self, run: Run, loss: float) -> None:
-        """Note an update."""
-        if not run.team.leads:
-            return
+        """Note an update. Every process does, so that one which takes the place of the first knows what that one had not yet written."""
         if run.step <= self.last:                           # processes were lost, and these are done again
-            self.attempt(self.cut, run.step - 1)
+            self.attempt(self.cut, run.step - 1, run.team.leads)
         if run.epoch != self.epochs:
             self.epochs, self.before = run.epoch, sum(metrics["seconds"] for metrics in run.history)
         optimizer = run.optimizer
         self.rows.append((run.step, run.epoch + 1, self.before + run.seconds, loss,
                           value_at(optimizer.options.get("lr", 0.0), optimizer.steps - 1)))
         self.last = run.step
-        if len(self.rows) >= LINES or time.monotonic() - self.written > SECONDS:
+        if not run.team.leads:
+            if len(self.rows) > 2 * LINES:
+                del self.rows[:LINES]
+        elif len(self.rows) >= LINES or time.monotonic() - self.written > SECONDS:
             self.flush()
             self.status("running")
             if time.monotonic() - self.paged > BETWEEN:
@@ -108,10 +110,17 @@ class Journal(Callback):
         self.page_if_due()
 
     def close(self, error: BaseException | None = None) -> Path | None:
-        """The run is over, or an error has ended it: the last page. Gives it, if it could be written."""
-        run = self.run
-        if run is None or not run.team.leads:
+        """The run is over, or an error has ended it: the last page. Gives it, if it could be written.
+
+        An error is told by the process in which it was, if that can see the folder; whoever hears of it only by the other's end does not
+        contradict.
+        """
+        run, heard = self.run, isinstance(error, RankLost)
+        if run is None or (not run.team.leads and (error is None or heard or not self.content("status.json"))):
             return None
+        if heard and b'"failed"' in self.content("status.json"):
+            return None
+        self.rows = [row for row in self.rows if row[0] > self.written_last()]
         self.flush()
         if error is None:
             self.status("finished" if run.finished else "stopped")
@@ -135,6 +144,7 @@ class Journal(Callback):
         for leftover in self.folder.glob(".*.part"):        # of a process killed while writing
             leftover.unlink(missing_ok=True)
         self.cut(run.step)
+        self.rows = [row for row in self.rows if row[0] > self.written_last()]
         if not (self.folder / "model.json").exists():
             put(self.folder / "model.json", json.dumps(made_of(run, self.config)).encode())
 
@@ -158,11 +168,24 @@ class Journal(Callback):
         np.savez(content, allow_pickle=False, **arrays)
         put(self.folder / "tests.npz", content.getvalue())
 
-    def cut(self, step: int) -> None:
+    def written_last(self) -> int:
+        """The last step in the file."""
+        return number_of(self.content("steps.csv").rstrip().rpartition(b"\n")[2])
+
+    def content(self, name: str) -> bytes:
+        """What is in a file of the folder; nothing if that cannot be read."""
+        try:
+            return (self.folder / name).read_bytes()
+        except OSError:
+            return b""
+
+    def cut(self, step: int, file_too: bool = True) -> None:
         """Forget the steps after this one."""
         file = self.folder / "steps.csv"
         self.rows = [row for row in self.rows if row[0] <= step]
         self.last = step
+        if not file_too:
+            return
         lines = file.read_bytes().splitlines(keepends=True)[1:] if file.exists() else []
         kept = [line for line in lines if line.endswith(b"\n") and 0 < number_of(line) <= step]
         if len(kept) < len(lines) or not file.exists():

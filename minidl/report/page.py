@@ -5,8 +5,11 @@ How the page looks is in run.html, style.css and page.js beside this file.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,7 +41,21 @@ def write(folder: str | Path, out: str | Path | None = None) -> Path:
     CheckpointError if it is not the folder of a run, ConfigError if the file cannot be written, MissingExtra without Matplotlib and
     Jinja2.
     """
-    return kept(page(find(Path(folder))), Path(folder) / "report.html" if out is None else Path(out))
+    with quietly():
+        text = page(find(Path(folder)))
+    return kept(text, Path(folder) / "report.html" if out is None else Path(out))
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Within the block Matplotlib does not log that it looks for letters, which takes it some seconds the very first time."""
+    logger = logging.getLogger("matplotlib")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def kept(text: str, file: Path) -> Path:

@@ -68,6 +68,11 @@ class TestSteps:
         assert {name: column.tolist() for name, column in find(folder).steps.items()} == {
             "step": [1], "epoch": [1], "seconds": [0.1], "loss": [2.5], "learning_rate": [0.05]}
 
+    def test_one_that_was_noted_twice_counts_once(self, folder):
+        (folder / "steps.csv").write_text(HEAD + "1,1,0.1,2.5,0.05\n2,1,0.2,2.0,0.05\n3,1,0.3,1.5,0.05\n2,1,0.2,7.0,0.05\n")
+        found = find(folder).steps
+        assert found["step"].tolist() == [1, 2, 3] and found["loss"].tolist() == [2.5, 7.0, 1.5]
+
     @pytest.mark.parametrize("line", ["2,1,0.2", "2,1,0.2,2.0,0.1,9", "rubbish", "\x00\xff", ",,,,"])
     def test_so_is_any_line_that_is_damaged(self, folder, line):
         (folder / "steps.csv").write_text(f"{HEAD}1,1,0.1,2.5,0.05\n{line}\n3,1,0.1,2.5,0.05\n")

@@ -10,7 +10,7 @@ import pytest
 
 from minidl import nn, optim
 from minidl.data import Loader
-from minidl.errors import NumericsError
+from minidl.errors import NumericsError, RankLost
 from minidl.loop import fit
 from minidl.optim.schedule import cosine
 from minidl.parallel import Alone, Team, local
@@ -121,6 +121,23 @@ class TestSteps:
         found = steps(tmp_path)
         assert found["step"].tolist() == [1, 2, 3] and found["loss"].tolist() == [5, 40, 30]
 
+    def test_that_the_first_had_not_yet_written_are_known_to_who_takes_its_place(self, tmp_path):
+        team = SimpleNamespace(leads=False, ranks=2)
+        keeper = journal(tmp_path)
+        run = Run(model(), optim.SGD(model(), 0.1), Loader((X, Y)), 1)
+        run.team = team
+        keeper.start(run)
+        for step in (1, 2, 3, 4):
+            run.step = run.optimizer.steps = step
+            keeper.step(run, step)
+        (tmp_path / "steps.csv").write_text("step,epoch,seconds,loss,learning_rate\n1,1,0.1,1,0.1\n2,1,0.2,2,0.1\n")
+        team.leads, run.step = True, 3                      # it has died, and step 4 is done again
+        keeper.start(run)
+        run.step = 4
+        keeper.step(run, 40)
+        keeper.flush()
+        assert steps(tmp_path)["loss"].tolist() == [1, 2, 3, 40]
+
     def test_half_a_line_at_the_end_is_gone_when_the_run_goes_on(self, tmp_path):
         keeper = journal(tmp_path)
         (tmp_path / "steps.csv").write_text("step,epoch,seconds,loss,learning_rate\n1,1,0.1,2.5,0.1\n2,1,0.2,2.")
@@ -212,6 +229,23 @@ class TestStatus:
         keeper.start(Run(model(), optim.SGD(model(), 0.1), Loader((X, Y)), 1))
         keeper.close(error)
         assert status(tmp_path)["state"] == state and says in status(tmp_path)["message"]
+
+    def test_the_error_of_a_process_that_does_not_lead_is_told(self, tmp_path):
+        def rank(number):
+            keeper = Journal(tmp_path, CONFIG)
+            run = Run(model(), optim.SGD(model(), 0.1), Loader((X, Y)), 1)
+            run.team = SimpleNamespace(leads=number == 0, ranks=2)
+            keeper.start(run)
+            run.step = run.optimizer.steps = 1
+            keeper.step(run, 2.5)
+            return keeper
+
+        first, second = rank(0), rank(1)
+        assert second.close() is None and second.close(RankLost("rank 0 has died")) is None and status(tmp_path)["state"] == "running"
+        second.close(NumericsError("the loss is nan"))
+        first.close(RankLost("rank 1 has died"))
+        assert status(tmp_path)["state"] == "failed" and "the loss is nan" in status(tmp_path)["message"]
+        assert steps(tmp_path)["step"].tolist() == [1]
 
     def test_a_process_that_does_not_lead_writes_nothing(self, tmp_path):
         class Second(Alone):
