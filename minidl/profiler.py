@@ -73,7 +73,7 @@ class Clock:
         now = self._read()
         self.nanoseconds[stack[-1][0]] += now - self.since
         self.since = now
-        if self.recorder is not None:
+        if self.recorder is not None and depth < len(stack):
             name, started = stack[depth]
             peak = self.recorder.peak() if self.recorder.looking and now - started > LONG else 0
             self.recorder.phases.append((started, now, self.thread, name, depth, peak))

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import runs
+from ranks import NO_MPI, run_mpi
 
 from minidl import data, models, optim
 from minidl.errors import NumericsError
@@ -126,6 +127,17 @@ class TestCommand:
         assert "Bottleneck" not in capsys.readouterr().out
         assert train("--resume", "out", "--epochs", 3, "--profile") == 0
         assert "Bottleneck" in capsys.readouterr().out
+
+    @pytest.mark.process
+    @pytest.mark.skipif(bool(NO_MPI), reason=NO_MPI)
+    def test_of_many_processes_all_are_in_one_file(self, place):
+        words = map(str, (*SMALL, "--epochs", 1, "--out", "out", "--profile", "--threads", 1))
+        ran = run_mpi(["-m", "minidl.train", *words], 2, cwd=place)
+        assert ran.status == 0 and ran.out.count("Bottleneck") == 1 and "2 processes" in ran.out
+        told = json.loads((place / "out" / "trace.json").read_text())
+        names = {(each["pid"], each["args"]["name"]) for each in told["traceEvents"] if each["name"] == "thread_name"}
+        assert {(0, "computation"), (1, "computation"), (0, "exchange"), (1, "exchange")} <= names
+        assert json.loads((place / "out" / "profile.json").read_text())["clocks"][1]["error"] < 0.1
 
     @pytest.mark.parametrize("words, says", [
         (("--profile-steps", 5), "--profile-steps would not be used"),

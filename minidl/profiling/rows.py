@@ -33,7 +33,9 @@ class Phase:
 
 @dataclass
 class Layer:
-    """Seconds in the operations of a layer. kept: bytes that a forward pass keeps in it for the backward pass. made: of all results."""
+    """Seconds in the operations of a layer. kept: bytes that a call keeps for the backward pass. made: of the results of one call of each
+    of its operations and rules.
+    """
 
     path: str
     seconds: float = 0.0
@@ -134,8 +136,9 @@ def layers(rows: Iterable[Operation]) -> list[Layer]:
         layer = found.setdefault(row.layer, Layer(row.layer))
         layer.seconds += row.seconds
         layer.share += row.share
-        layer.kept += row.kept
-        layer.made += row.made
+        if row.direction in ("forward", "backward"):
+            layer.kept += row.kept
+            layer.made += row.made // row.calls
         if row.direction in ("forward", "backward"):
             setattr(layer, row.direction, getattr(layer, row.direction) + row.seconds)
     return sorted(found.values(), key=lambda layer: -layer.seconds)

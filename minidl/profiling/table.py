@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from minidl.profiling.measured import Profile
 
 MOST = 20                   # rows of operations; what is left over is one row
+LAYERS = 10                 # rows of layers
 
 Line = tuple[str, str]      # a text, and a style of Rich's
 
@@ -22,7 +23,7 @@ def lines(profile: Profile, width: int = 80, most: int = MOST) -> list[Line]:
         text.append((f"Try: {found.hint}", ""))
     text += [("", ""), (recorded(profile), "dim"), ("", ""), *phase_lines(profile)]
     if profile.operations:
-        text += [("", ""), *operation_lines(profile, width, most)]
+        text += [("", ""), *operation_lines(profile, width, most), ("", ""), *layer_lines(profile, width)]
     return [(cut, style) for line, style in text for cut in wrapped(line, width)]
 
 
@@ -78,6 +79,22 @@ def operation_lines(profile: Profile, width: int, most: int) -> list[Line]:
     return rows
 
 
+def layer_lines(profile: Profile, width: int) -> list[Line]:
+    """The layers, with their memory."""
+    found = [layer for layer in profile.layers if layer.path]
+    room = max(16, min(max((len(layer.path) for layer in found), default=0) + 2, width - 50))
+    rows: list[Line] = [(f"  {'layer':<{room}}{'share':>7}{'forward s':>11}{'backward s':>11}{'keeps':>9}{'makes':>9}", "bold")]
+    for layer in found[:LAYERS]:
+        rows.append((f"  {fitted(layer.path, room - 1):<{room}}{percent(layer.share):>7}{layer.forward:>11.3f}{layer.backward:>11.3f}"
+                     f"{brief(layer.kept):>9}{brief(layer.made):>9}", ""))
+    if len(found) > LAYERS:
+        rest = found[LAYERS:]
+        rows.append((f"  {f'and {len(rest)} more':<{room}}{percent(sum(layer.share for layer in rest)):>7}"
+                     f"{sum(layer.forward for layer in rest):>11.3f}{sum(layer.backward for layer in rest):>11.3f}"
+                     f"{brief(sum(layer.kept for layer in rest)):>9}{brief(sum(layer.made for layer in rest)):>9}", "dim"))
+    return rows if found else []
+
+
 def shortened(name: str, room: int) -> str:
     """An operation's name in so many letters; of one that is too long its rule is left, and the beginning of the first word."""
     first, blank, rest = name.partition(" ")
@@ -102,6 +119,13 @@ def clear(seconds: float) -> str:
 def size(count: int) -> str:
     """Bytes in words."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def brief(count: int) -> str:
+    """Bytes in few letters; nothing for none."""
+    if not count:
+        return ""
+    return f"{count} B" if count < 1000 else f"{count / 2**10:.0f} KiB" if count < 1000 * 2**10 else f"{count / 2**20:.1f} MiB"
 
 
 def fitted(text: str, room: int) -> str:
