@@ -24,6 +24,7 @@ from minidl.tensor import Tensor
 
 POINTS = 160                # of a curve that are drawn; more would hide one another
 SPAN = 100.0                # values that lie further apart than this, as a ratio, are drawn on a logarithmic scale
+RUNAWAY = 100.0             # a curve that rises so many times as high as most of the others is cut off
 OVERS = ("epoch", "step", "seconds")
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))       # when all colours have been used
 
@@ -138,8 +139,15 @@ def draw(axes: Any, lines: Sequence[Line], x: str, title: str, log: bool | None,
     axes.set_title(title, parse_math=False)
     axes.set_xlabel(word, parse_math=False)
     values = np.concatenate([each.y for each in lines]) if lines else np.zeros(0)
+    tops = [float(each.y.max()) for each in lines if len(each.y)]
+    usual = float(np.quantile(tops, 0.5, method="lower")) if tops else 0.0
+    if 0 < RUNAWAY * usual < max(tops, default=0.0):            # one that has run away leaves the picture, so that the others can be seen
+        values = values[values <= usual]
+        axes.set_ylim(values.min() - 0.05 * np.ptp(values), usual + 0.05 * np.ptp(values))
     if log or (log is None and not percent and far_apart(values)):
         axes.set_yscale("log")
+        if axes.get_ylim()[0] <= 0:
+            axes.set_ylim(bottom=values.min() / 1.3)
     elif not percent:
         axes.ticklabel_format(axis="y", useOffset=False)
     else:

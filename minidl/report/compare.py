@@ -91,9 +91,9 @@ def add(drawn: dict[str, list[tuple[str, str]]], over: str, word: str, series: d
 
 
 def goal(runs: Sequence[Found]) -> float | None:
-    """A test accuracy that all runs have reached: the lowest of their best; None if some have none."""
+    """A test accuracy that all runs have reached, but for those that have none: the lowest of their best. None if none has any."""
     best = [max((each.get("test_accuracy") or 0.0 for each in run.metrics), default=0.0) for run in runs]
-    return min(best, default=0.0) or None
+    return min(filter(None, best), default=None)
 
 
 def results(runs: Sequence[Found]) -> list[dict[str, Any]]:

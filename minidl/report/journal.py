@@ -34,8 +34,8 @@ from minidl.run import Run
 
 HEAD = "step,epoch,seconds,loss,learning_rate\n"
 LINES, SECONDS = 2000, 5.0          # steps are written when there are so many, or after so long
-SHARE = 0.08                        # of the run's time that pages may take
-FIRST = 1.5                         # seconds that the first page with curves takes, in which Matplotlib is loaded, as a guess
+SHARE = 0.1                         # of the run's time that pages may take
+FIRST = 0.8                         # seconds that the first page with curves takes, in which Matplotlib is loaded, as a guess
 BETWEEN = 30.0                      # seconds from one page to the next within a long epoch
 FILES = ("steps.csv", "tests.npz", "model.json", "status.json", "report.html")
 

@@ -26,7 +26,7 @@ class TestPage:
         assert page.sections == ["results", "curves", "options", "time"]
         assert len(page.pictures) == 10                     # five over steps and five over seconds
         assert all(f"{name}: " in words for words in page.pictures for name in ("sgd", "adam", "kfac"))
-        for words in ("sgd, adam, kfac", "3 runs", "finished", "forward", "backward"):
+        for words in ("sgd, adam, kfac", "beside one another", "finished", "forward", "backward"):
             assert words in page.text, words
         assert all(each.startswith(("data:", "#")) for each in page.addresses)
 

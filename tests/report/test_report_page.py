@@ -61,7 +61,7 @@ class TestSections:
 
     def test_of_ranks(self, tmp_path):
         page = shown(make(tmp_path / "run", ranks=4))
-        for words in ("by 4 processes", "one of 4", "Beside it", "of the first process"):
+        for words in ("by 4 processes", "the first of 4 processes has tested", "Beside it", "of the first process"):
             assert words in page.text, words
 
     def test_of_an_older_folder(self, tmp_path):
