@@ -244,7 +244,7 @@ class Recorder:
             shape, looks = y.shape, y.base is not None and _among(y, arrays)
             made: Any = y.nbytes
         else:
-            parts = [part for part in (y if type(y) is tuple else ()) if type(part) is library]
+            parts = [part for part in (y if type(y) is tuple else (y,)) if hasattr(part, "nbytes")]       # NumPy's numbers have it too
             shape, looks, made = (parts[0].shape if parts else ()), False, [part.nbytes for part in parts]
         found = (started, ended, get_ident(), type(function), running.get(),
                  [getattr(x, "shape", ()) for x in arrays[:2]] if function.multiply_adds is not None else None,

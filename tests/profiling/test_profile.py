@@ -210,6 +210,15 @@ class TestRows:
         row = next(row for row in p.operations if row.name == "reshape")
         assert (row.bytes, row.flops, row.made) == (0, 0, 0)
 
+    def test_what_is_summed_to_one_number(self):
+        """NumPy gives a number and no array; the way back only looks at one number many times."""
+        x = Tensor(np.ones((4, 6), np.float32), requires_grad=True)
+        with minidl.profile() as p:
+            (x * x).sum().backward()
+        found = {row.name: row for row in p.operations}
+        assert (found["sum"].bytes, found["sum"].flops) == (4 * 25, 1)
+        assert (found["multiply grad_a"].bytes, found["multiply grad_a"].flops) == (4 * 3 * 24, 24) and found["sum grad_x"].bytes == 0
+
     def test_what_is_called_inside_belongs_to_what_calls_it(self):
         class Twice(minidl.Function):
             def forward(self, x):
