@@ -203,7 +203,7 @@ def in_words(lines: Sequence[Line], x: str, y: str, percent: bool) -> str:
     def told(value: float) -> str:
         return f"{100 * value:.4g} %" if percent else f"{value:.4g}"
 
-    words = [f"{y[:1].upper()}{y[1:]} over {x if x.endswith('s') else x + 's'}{'' if lines else ': nothing yet'}."]
+    words = [f"{y[:1].upper()}{y[1:]} over {x + 's' if x in ('epoch', 'step') else x}{'' if lines else ': nothing yet'}."]
     for each in lines:
         name = f"{each.name}: " if each.name else ""
         if not len(each.y):

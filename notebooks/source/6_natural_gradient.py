@@ -6,7 +6,7 @@
 #
 # **After this you can**
 # - say what the Fisher matrix measures, and work it out for a coin and for a softmax;
-# - say why gradient descent depends on how a problem is written down, and the natural gradient does not;
+# - say what becomes of gradient descent, and of the natural gradient, when a problem is written down in other coordinates;
 # - read the Fisher matrix of a small network as a picture, and say what K-FAC keeps of it and what it leaves out;
 # - divide by a Kronecker product without ever making it;
 # - say what damping does, and what happens without it.
@@ -31,19 +31,14 @@ from minidl.pictures import curves, landscape, matrices, scaling
 # %% [markdown] how-long
 # ## How long is a step?
 #
-# The smallest model there is: one weight `w`, and a coin that shows heads with probability sigmoid(w). Two steps of the same length: `w`
-# goes from 0 to 1, or from 4 to 5.
+# The smallest model there is: one weight `w`, and a coin that shows heads with probability sigmoid(w) = 1 / (1 + exp(−w)). A step of `w`
+# changes what the model predicts. How much?
 #
-# **Predict.** Which of them changes the coin more, and how many times as much?
+# That is measured by the **Kullback-Leibler divergence**. Whoever gives something the probability q is surprised by −log q, in *nats*, when
+# it is seen. (This is the loss of notebook 4.) The divergence says how much more surprise one has on average by expecting q where p is
+# true. It is 0 if q = p.
 
-# %% prediction-coin
-prediction = None           # for example 3: the step from 0 to 1 changes it 3 times as much
-
-# %% [markdown] kl
-# How much a prediction has changed is measured by the Kullback-Leibler divergence: how many nats of surprise it costs, on average, to
-# expect q where p is true. It is 0 if nothing has changed.
-
-# %% kl-of-steps
+# %% divergence
 def sigmoid(w):
     return 1 / (1 + np.exp(-w))
 
@@ -51,19 +46,28 @@ def divergence(p, q):
     """Of two coins that show heads with probability p and q, in nats."""
     return p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
 
-low, high = divergence(sigmoid(0), sigmoid(1)), divergence(sigmoid(4), sigmoid(5))
-print(f"from 0 to 1: {low:.4f} nats    from 4 to 5: {high:.4f} nats")
-print(f"{low / high:.1f} times as much; {predicted(prediction)}")
+# %% [markdown] predict-coin
+# **Predict.** Two steps of the same length: `w` goes from 0 to 1, or from 4 to 5. How many times as many nats is the first?
+
+# %% prediction-coin
+prediction = None           # for example 3
+
+# %% kl-of-steps
+first, second = divergence(sigmoid(0), sigmoid(1)), divergence(sigmoid(4), sigmoid(5))
+print(f"from 0 to 1: {first:.4f} nats    from 4 to 5: {second:.4f} nats")
+print(f"{first / second:.1f} times as many; {predicted(prediction)}")
 
 # %% [markdown] fisher-is-curvature
-# A coin that nearly always shows heads hardly changes when `w` does. So the same step of a weight can mean much or little.
+# At 4 the coin shows heads nearly always, and at 5 it still does. So the same step of a weight can mean much or little.
 #
-# For short steps d the divergence is a parabola, and its curvature is called the **Fisher information** F:
+# For a short step d from where one stands the divergence is a parabola, ½ F d². Its curvature F is called the **Fisher information**. It
+# can be had without any divergence:
 #
-# $$\text{divergence} \approx \tfrac{1}{2} F d^2, \qquad F = E[s^2], \quad s = \frac{\partial}{\partial w} \log p(\text{what is seen})$$
+# > F = E[s²], where s is the derivative by w of log(probability of what is seen)
 #
-# The expectation is over what the *model itself* expects to see: heads with probability sigmoid(w). `minidl.fisher` works it out for any
-# model. Here the model is an affine layer with one weight, whose input is 1:
+# E is the mean over what the *model itself* expects to see, here heads with probability p and tails with probability 1 − p.
+# `minidl.fisher` works it out for any model. Ours is an affine layer with one weight, whose input is 1; the name of a loss says what its
+# output stands for, here a coin.
 
 # %% coin-in-minidl
 one = np.ones((1, 1))
@@ -82,19 +86,20 @@ for w in (0, 2, 4):
 
 # %% coin-picture
 d = np.linspace(-2, 2, 81)
-curves({"divergence": (d, divergence(sigmoid(0), sigmoid(d))),
-        "F d^2 / 2 at w = 0": (d, information(0) * d ** 2 / 2)},
-       x="step d", y="nats", title="What a step does to the coin")
+lines = {}
+for w in (0, 4):
+    lines[f"from w = {w}"] = d, divergence(sigmoid(w), sigmoid(w + d))
+    lines[f"½ F d² at w = {w}"] = d, information(w) * d ** 2 / 2
+curves(lines, x="step d", y="divergence", title="How far a step moves the coin, in nats")
 
 # %% [markdown] coin-picture-words
-# Near 0 the two curves lie on each other. That is all that the Fisher information is: the curvature of the divergence, at no distance at
-# all. Further out the parabola is only a guess, a fact to which we come back under the name of *damping*.
+# The same steps lead far from w = 0, and hardly anywhere from w = 4. Near d = 0 each curve lies on its parabola: the Fisher information is
+# the curvature of the divergence, at the place where one stands. Farther out the parabola is only a guess. We come back to that under the
+# name of *damping*.
 
 # %% [markdown] exercise-coin-words
-# ### Exercise 1: the Fisher information of a coin
-#
-# Work it out on paper. There are two things to be seen, heads with probability p and tails with probability 1 - p. Each has its
-# s, the derivative of its log-probability by w (p = sigmoid(w), and dp/dw = p(1 - p)). F is the mean of the two squares.
+# **Exercise.** Work out the Fisher information of the coin. If heads is seen, s, the derivative of log p by w, is 1 − p. If tails is seen,
+# s is −p. F is the mean of s² over what the coin shows.
 
 # %% exercise coin
 def fisher_of_coin(w):
@@ -106,7 +111,8 @@ def fisher_of_coin(w):
     return p * (1 - p)
 
 # %% because coin
-# For heads s = 1 - p, for tails s = -p. The mean of the squares is p (1 - p)^2 + (1 - p) p^2 = p (1 - p): the variance of the coin.
+# p (1 − p)² + (1 − p) p² = p (1 − p): the variance of the coin. It is largest, 1/4, at w = 0, and next to nothing where the outcome is
+# nearly certain.
 
 # %% wrong coin is in the coordinate p
 def fisher_of_coin(w):
@@ -123,16 +129,27 @@ def fisher_of_coin(w):
     p = sigmoid(w)
     return p * (1 - p) + (1 - p) * -p
 
+# %% wrong coin counts heads and tails alike
+def fisher_of_coin(w):
+    p = sigmoid(w)
+    return ((1 - p) ** 2 + p ** 2) / 2
+
+# %% wrong coin is the mean without the squares' signs
+def fisher_of_coin(w):
+    p = sigmoid(w)
+    return p * (1 - p) + (1 - p) * p
+
 # %% check coin
-check(fisher_of_coin, information, on=[0.0, 1.0, -2.0, 4.0],
-      hint="Heads: d log p / dw = 1 - p. Tails: d log(1 - p) / dw = -p. "
-      "Square both, and take the mean with the weights p and 1 - p.")
+check(fisher_of_coin, information, on=[0.0, 1.0, -2.0, 4.0], close=1e-4,
+      hint="Square both, (1 - p) and -p, and take the mean: heads is seen with "
+      "probability p, and tails with probability 1 - p.")
 
 # %% [markdown] exercise-softmax-words
-# ### Exercise 2: the Fisher matrix of a softmax
+# With several weights s is a vector with an entry for each, and F is a matrix, E[s sᵀ]. Its entry (i, j), the mean of sᵢ sⱼ, says how a step
+# of weight i and a step of weight j change the prediction together. For a step d in all of them the divergence is about ½ dᵀ F d.
 #
-# With several weights F is a matrix, E[s s^T]: its entry (i, j) says how a step along weight i and one along weight j change the
-# prediction together. Of a softmax with scores z, class k has probability p_k, and if it is seen then s = (1 at place k) - p.
+# **Exercise.** Work out the Fisher matrix of a softmax, by its scores z. It gives class k the probability p[k]. If class k is seen, s is
+# e − p, where e has a 1 at place k and is 0 elsewhere.
 
 # %% exercise softmax
 def fisher_of_softmax(z):
@@ -146,8 +163,8 @@ def fisher_of_softmax(z):
     return np.diag(p) - np.outer(p, p)
 
 # %% because softmax
-# E[e e^T] is diag(p), since exactly one class is seen, and E[e] = p, so that E[(e - p)(e - p)^T] = diag(p) - p p^T. For two
-# classes it holds the coin's p (1 - p) four times, twice with a minus.
+# Exactly one class is seen, so E[e eᵀ] has p on its diagonal and zeros beside it. E[e] is p. Multiplied out,
+# E[(e − p)(e − p)ᵀ] = diag(p) − p pᵀ. For two classes it holds the coin's p (1 − p) four times, twice with a minus.
 
 # %% wrong softmax treats every class as a coin of its own
 def fisher_of_softmax(z):
@@ -159,6 +176,11 @@ def fisher_of_softmax(z):
     p = np.exp(z) / np.exp(z).sum()
     return np.diag(p)
 
+# %% wrong softmax counts all classes alike
+def fisher_of_softmax(z):
+    p, n = np.exp(z) / np.exp(z).sum(), len(z)
+    return sum(np.outer(e - p, e - p) for e in np.eye(n)) / n
+
 # %% check softmax
 def measured(z):
     layer = nn.Affine(1, len(z), dtype="float64")
@@ -166,21 +188,22 @@ def measured(z):
     return minidl.fisher(layer, np.zeros((1, 1)), parameters="b")   # input 0: the scores are b
 
 check(fisher_of_softmax, measured, on=[np.array([0.0, 0.0]), np.array([1.0, 2.0, 0.5])],
-      hint="If one class becomes more probable, the others become less so: "
-      "what stands beside the diagonal is below 0.")
+      close=1e-4, hint="Class k is seen with probability p[k]: that is the weight of its "
+      "(e - p)(e - p)^T in the mean. What stands beside the diagonal is below 0.")
 
 # %% [markdown] coordinates
 # ## One problem, two thermometers
 #
-# On twelve days we note the temperature and how much ice cream was sold. A line is to say the second from the first: `sold = w x + b`.
-# One of us reads x from a thermometer with its zero at 20 degrees Celsius, the other from one with its zero at freezing; both count in tens
-# of degrees. It is the same problem, and every line that one of them can find the other can find too.
+# On twelve days we note the temperature and how much ice cream was sold, and look for the line `sold = w x + b`. Two people do so. One reads
+# x from a thermometer whose zero is at 20 degrees Celsius; the other's has its zero at freezing. Both count in tens of degrees. It is the same
+# problem: each line that one of them can find the other can find too, with another b.
 
 # %% ice-cream
 celsius = np.linspace(5, 35, 12).reshape(-1, 1)
 sold = 1.0 + 0.8 * celsius / 10 + 0.2 * np.random.default_rng(0).standard_normal((12, 1))
 thermometers = {"zero at 20 degrees": (celsius - 20) / 10, "zero at freezing": celsius / 10}
 
+# %% descend
 def descend(x, optimizer_of, steps=30):
     """Learn a line from w = b = 0. Gives w and b after each step, and what is predicted."""
     line = nn.Affine(1, 1, dtype="float64")
@@ -195,16 +218,18 @@ def descend(x, optimizer_of, steps=30):
     return np.array(path), np.array(lines)
 
 # %% [markdown] natural-gradient
-# Gradient descent goes along the gradient g of the loss. The **natural gradient** is g divided by the Fisher matrix:
+# Gradient descent goes along the gradient of the loss. The **natural gradient** u is the gradient divided by the Fisher matrix:
 #
-# $$u = F^{-1} g$$
+# > u = F⁻¹ · gradient
 #
-# Directions in which the predictions change fast get short steps, directions in which they hardly change get long ones. That is what
-# `optim.KFAC` does. For a single affine layer it has the Fisher matrix exactly; damping and the bound on the length of steps come later,
-# and are switched off here.
+# Directions in which the predictions change fast get short steps, directions in which they hardly change get long ones. (A line predicts
+# numbers and no probabilities. With the squared error as loss, ½ dᵀ F d is half the mean square by which a step d moves these numbers.)
 #
-# **Predict.** Both methods go down from the same place with the same learning rate. Which of them finds the same lines, step by step,
-# whatever thermometer it reads: SGD, the natural gradient, both, or neither?
+# `optim.KFAC` goes along the natural gradient. For a single affine layer it has the whole Fisher matrix. Damping and a bound on the length of
+# steps come later, and are switched off here.
+#
+# **Predict.** All begin with the same line, w = b = 0, and have the same learning rate. Which method finds the same lines, step by step,
+# whichever thermometer it reads: SGD, the natural gradient, both, or neither?
 
 # %% prediction-thermometers
 prediction = None           # for example "both"
@@ -231,16 +256,17 @@ valley("zero at 20 degrees", {name: found[name, "zero at 20 degrees"][0] for nam
 valley("zero at freezing", {name: found[name, "zero at freezing"][0] for name in methods})
 
 # %% [markdown] valley-words
-# Where the zero lies at 20 degrees the valley is nearly round: gradient and natural gradient point almost the same way. With the zero at
-# freezing the valley is long and narrow. SGD jumps from side to side and then creeps along the bottom, and with a learning rate only a
+# With the zero at 20 degrees the valley is nearly round: gradient and natural gradient point almost the same way. With the zero at
+# freezing it is long and narrow. SGD jumps from side to side and then creeps along the bottom, and with a learning rate only a
 # little larger it would fly out. The natural gradient walks straight to the lowest point, in both.
 #
-# A picture of weights may deceive. What matters is the *line* that each of them has found after each step:
+# The two valleys have different axes, so their paths cannot be laid on each other. But the *lines* can that have been found after each step:
 
 # %% same-lines
 for name in methods:
     one, other = (found[name, zero][1] for zero in thermometers)
-    print(f"{name}: what the two predict differs by up to {np.abs(one - other).max():.2g}")
+    print(f"{name}: the lines of the two thermometers are up to "
+          f"{np.abs(one - other).max():.2g} apart")
 print(predicted(prediction))
 
 # %% loss-over-steps
@@ -248,14 +274,18 @@ curves({f"{name}, {zero}": ((lines - sold) ** 2).mean(axis=(1, 2))
         for (name, zero), (_, lines) in found.items()}, width=6.5, log=True)
 
 # %% [markdown] invariance-words
-# The two descents of the natural gradient are one and the same, but for the last digits: their curves cover each other. SGD makes
+# With the natural gradient both thermometers lead to the same lines, but for the last digits: their two curves cover each other. SGD makes
 # two different journeys. *Steepest* depends on the coordinates, because it is asked per unit of weight. Asked per unit of change in the
-# predictions, it does not. In a deep network every layer reads from a thermometer that nobody has set.
+# predictions, it does not. And in a deep network every layer reads from a thermometer that nobody has set.
+#
+# That SGD is faster at first is a matter of the learning rate, which was chosen to be nearly as large as SGD can bear. The natural gradient
+# can bear more. Try `lr=1` in `natural`: on this loss, a parabola, it arrives with its first step.
 
 # %% [markdown] whole
 # ## The Fisher matrix of a network, in full
 #
-# A network small enough to look at: digits made coarser, 4 x 4 pixels, four hidden units, ten classes.
+# A network small enough to look at: 200 digits made coarser, 4 x 4 pixels, four hidden units, ten classes. Its Fisher matrix is the mean of
+# those of the 200 images.
 
 # %% small-network
 train, test = data.load("digits")
@@ -265,88 +295,99 @@ net = nn.Sequential(nn.Affine(16, 4, generator=0, dtype="float64"), nn.Tanh(),
                     nn.Affine(4, 10, generator=1, dtype="float64"))
 print({path: p.shape for path, p in net.named_parameters()})
 
+# %% whole-matrix
 whole = minidl.fisher(net, x)
 sizes = {"layer 1": 16 * 4 + 4, "layer 2": 4 * 10 + 10}
 matrices({"the Fisher matrix": whole}, blocks=sizes, root=True, bar="nats", height=3.8)
 
 # %% [markdown] whole-words
-# A row and a column for each of the 118 weights. Lines divide the two layers. There is order in it: the same small pattern comes again and
-# again, larger or smaller. It looks like a multiplication table whose entries are matrices, and that is nearly what it is.
+# A row and a column for each of the 118 weights, biases included. Orange is above 0, blue is below, white is 0. The black lines divide the
+# two layers. There is order in it: the same small pattern comes again and again, stronger or paler. It looks like a multiplication table
+# whose entries are small matrices, and that is nearly what it is.
 
 # %% [markdown] lenet-words
-# ### Why does this fail?
-#
-# If 118 weights are so easily done, why not LeNet?
+# If it is so easily done for 118 weights, why not for LeNet?
 
 # %% fails too-large
 lenet = models.create("lenet", input_shape=(1, 8, 8), classes=10)
 minidl.fisher(lenet, train[:200][0])
 
 # %% [markdown] lenet-why
-# The matrix has the *square* of the number of weights. Even this LeNet, a small one for small images, would need gigabytes for it, and
-# dividing by it takes the third power in time. Something has to be left out.
+# **Why does this fail?** The matrix has the *square* of the number of weights. Even this LeNet, a small one for small images, would need
+# gigabytes for it, and the time to divide by it grows with the third power. Something has to be left out.
 
 # %% [markdown] kronecker
 # ## What K-FAC keeps
 #
-# Two things are left out. First: what stands between different layers. Second: in the block of a layer, an example's gradient is its
-# input (with a 1 for the bias) times the gradient at its output, $a\,g^T$. The block is the mean of $a a^T \otimes g g^T$, where
-# $\otimes$ is the Kronecker product: a multiplication table of two matrices. K-FAC puts the product of the means in place of the mean
-# of the products:
+# Two things are left out. The first is what stands between different layers: a block for each layer remains.
 #
-# $$E[a a^T \otimes g g^T] \;\approx\; A \otimes G, \qquad A = E[a a^T], \quad G = E[g g^T]$$
+# The second is something within a block. Take one example. The gradient of the weight that leads from input i to output o is a product,
+# a[i] · g[o]: of the layer's input a (with a 1 at its end, for the bias) and of the gradient g at the layer's output. So a number of the
+# block, for two weights, is the mean of four such factors, E[a[i] a[j] · g[o] g[p]]. K-FAC multiplies two means instead,
+# E[a[i] a[j]] · E[g[o] g[p]]. These stand in two small matrices:
 #
-# **Predict.** How far is that from the block, in percent of the block?
+# > A = E[a aᵀ], of the inputs, and G = E[g gᵀ], of the gradients at the output
+#
+# What is made of them is the **Kronecker product** A ⊗ G, in NumPy `np.kron(A, G)`: each number of A is replaced by the whole of G, times that
+# number. In the small:
+
+# %% kronecker-in-the-small
+small_A, small_G = np.array([[4, 1], [1, 2]]), np.array([[3, -1], [-1, 1]])
+matrices({"A": small_A, "G": small_G, "kron(A, G)": np.kron(small_A, small_G)}, height=2)
+
+# %% [markdown] predict-kronecker
+# **Predict.** How far is the Kronecker product from the block of layer 1, in percent of the block? (0: it is the same. 100: zeros would do as
+# well.)
 
 # %% prediction-kronecker
 prediction = None           # for example 50
 
-# %% kfac-statistics
-optimizer = optim.KFAC(net, lr=0.1, fisher="exact")
-F.softmax_cross_entropy(net(x), y).backward()
-optimizer.prepare()                         # take in what the pass has shown, without a step
-first = optimizer.blocks["0.w"]
-A, G = (first.averages[name].value[0] for name in "AG")
+# %% two-factors
+a = np.concatenate([x, np.ones((200, 1))], axis=1)      # the inputs, and a 1 for the bias
+A = a.T @ a / 200
+G = minidl.fisher(net, x, parameters="0.b")             # of the biases, whose gradient is g
 matrices({"A, of the inputs": A, "G, of the gradients": G}, shared=False)
 
 # %% [markdown] factors-words
-# A has a row for each of the 16 pixels, and a last one for the bias; pixels that are dark in all images leave it pale. G has a row for
-# each hidden unit. Neither is a mystery. You can make both:
-
-# %% factors-by-hand
-a = np.concatenate([x, np.ones((200, 1))], axis=1)
-of_biases = minidl.fisher(net, x, parameters="0.b")
-print("A is the mean of a a^T:                      ", np.allclose(A, a.T @ a / 200))
-print("G is the Fisher matrix of the layer's biases:", np.allclose(G, of_biases))
+# A has a row for each of the 16 pixels, and a last one for the bias; pixels that are dark in most images leave it pale. G has a row for
+# each hidden unit.
 
 # %% exact-beside-kronecker
-block = whole[:68, :68]
-product = np.kron(A, G)
-apart = np.linalg.norm(product - block) / np.linalg.norm(block)
-print(f"apart by {apart:.1%} of the block; {predicted(prediction)}")
+def apart(matrix, truth):
+    return np.linalg.norm(matrix - truth) / np.linalg.norm(truth)
+
+block, product = whole[:68, :68], np.kron(A, G)
+print(f"apart by {apart(product, block):.1%} of the block; {predicted(prediction)}")
 matrices({"the block of layer 1": block, "kron(A, G)": product,
           "their difference": product - block}, root=True, bar="nats")
 
+# %% [markdown] optimizer-words
+# Now the whole network. `optim.KFAC` keeps A and G of each layer, and shows on demand the block that they stand for.
+
+# %% kfac-blocks
+optimizer = optim.KFAC(net, lr=0.1, fisher="exact")
+F.softmax_cross_entropy(net(x), y).backward()
+optimizer.prepare()                         # take in what the pass has shown, without a step
+first, second = (optimizer.blocks[name].dense() for name in ("0.w", "2.w"))
+print("the same as by hand:", np.allclose(first, product))
+
 # %% whole-beside-kfac
-blocks = np.zeros_like(whole)
+blocks, kfac = np.zeros_like(whole), np.zeros_like(whole)
 blocks[:68, :68], blocks[68:, 68:] = whole[:68, :68], whole[68:, 68:]
-kfac = np.zeros_like(whole)
-kfac[:68, :68], kfac[68:, 68:] = first.dense(), optimizer.blocks["2.w"].dense()
-left_out = np.linalg.norm(whole - blocks) / np.linalg.norm(whole)
-print(f"left out between the layers: {left_out:.0%} of the whole")
+kfac[:68, :68], kfac[68:, 68:] = first, second
+print(f"left out between the layers: {apart(blocks, whole):.0%} of the whole")
+print(f"wrong within the blocks: {np.linalg.norm(kfac - blocks) / np.linalg.norm(whole):.0%}")
 matrices({"the Fisher matrix": whole, "its blocks": blocks, "K-FAC": kfac,
           "K-FAC - blocks": kfac - blocks}, blocks=sizes, root=True, bar="nats")
 
 # %% [markdown] kfac-words
 # From left to right: the truth, what is left when layers are looked at one by one, and what K-FAC makes of it. The last picture is what
-# the Kronecker product gets wrong: much less than what was left out between the layers. Where inputs and gradients of an example have
-# to do with each other, the product of the means is not the mean of the products, and there the difference is not white.
+# the Kronecker products get wrong: much less than what was left out between the layers. It is not white where the inputs of an example have
+# something to do with its gradients, for there the product of the means is not the mean of the products.
 
 # %% [markdown] exercise-memory-words
-# ### Exercise 3: numbers to be kept
-#
-# An affine layer has m inputs, n outputs, and biases. How many numbers has its block of the Fisher matrix, and how many have A and G
-# together?
+# **Exercise.** An affine layer has m inputs, n outputs, and biases. How many numbers has its block of the Fisher matrix, and how many have A
+# and G together?
 
 # %% exercise memory
 def numbers(m, n):
@@ -357,7 +398,8 @@ def numbers(m, n):
     return ((m + 1) * n) ** 2, (m + 1) ** 2 + n ** 2
 
 # %% because memory
-# There are (m + 1) n weights, and the block has the square of that. A has a row for each input and one for the bias, G one for each output.
+# There are (m + 1) n weights, and the block has the square of that. A has a row for each input and one for the bias, G one for each
+# output.
 
 # %% wrong memory forgets the biases
 def numbers(m, n):
@@ -366,6 +408,14 @@ def numbers(m, n):
 # %% wrong memory multiplies what is only added
 def numbers(m, n):
     return ((m + 1) * n) ** 2, (m + 1) ** 2 * n ** 2
+
+# %% wrong memory has one row for each weight and no columns
+def numbers(m, n):
+    return (m + 1) * n, (m + 1) + n
+
+# %% wrong memory has a bias on both sides
+def numbers(m, n):
+    return ((m + 1) * (n + 1)) ** 2, (m + 1) ** 2 + (n + 1) ** 2
 
 # %% check memory
 def kept(m, n):
@@ -377,8 +427,8 @@ def kept(m, n):
     return block.dense().size, sum(block.averages[name].value.size for name in "AG")
 
 check(numbers, kept, on=[(2, 3), (16, 4), (4, 10)],
-      hint="The biases are the weights of one more input. "
-      "The Kronecker product is never made.")
+      hint="The biases are the weights of one more input, so how many weights are there? "
+      "All three matrices are square. A and G are kept one beside the other.")
 
 # %% memory-picture
 widths = np.array([16, 64, 256, 1024, 4096])
@@ -387,21 +437,27 @@ factor_bytes = 4 * ((widths + 1.0) ** 2 + widths ** 2)
 scaling({"the block": (widths, block_bytes / 1e9), "A and G": (widths, factor_bytes / 1e9)},
         x="inputs and outputs of a layer", y="gigabytes", title="What is kept, in float32")
 
+# %% [markdown] memory-words
+# Each line of the grid upward is a hundred times as much. For a layer with 1,024 inputs and outputs the block needs 4,400 gigabytes, and A and
+# G together 0.008.
+
 # %% [markdown] two-inverses
 # ## Dividing by a product that is never made
 #
-# A Kronecker product has two properties that spare much work. Its inverse is the product of the inverses, and it can be
-# multiplied with a matrix, flattened row by row, without being made:
+# A and G can be kept. But u = F⁻¹ · gradient asks for the inverse of the block. Two properties of the Kronecker product help. Its inverse is
+# made of the two inverses:
 #
-# $$(A \otimes G)^{-1} = A^{-1} \otimes G^{-1}, \qquad (A \otimes G)\,\text{vec}(M) = \text{vec}(A\, M\, G^T)$$
+# > (A ⊗ G)⁻¹ = A⁻¹ ⊗ G⁻¹
 #
-# Let M be the gradient of a layer as a matrix, (inputs + 1, outputs).
+# And it can be multiplied with a matrix M that has been flattened row by row, without being made:
+#
+# > (A ⊗ G) · flat(M) = flat(A M Gᵀ)
+#
+# Here M is the gradient of a layer as a matrix, (inputs + 1, outputs).
 
 # %% [markdown] exercise-divide-words
-# ### Exercise 4: divide
-#
-# Divide M by the Kronecker product of A and G, and give what comes out as a matrix, without making the product. A is (m, m), G is (n, n),
-# M is (m, n); both factors are symmetric.
+# **Exercise.** Divide M by the Kronecker product of A and G, and give what comes out as a matrix, without making the product. A is (m, m), G
+# is (n, n), M is (m, n); A and G are symmetric.
 
 # %% exercise divide
 def divided(A, G, M):
@@ -412,7 +468,7 @@ def divided(A, G, M):
     return np.linalg.solve(A, M) @ np.linalg.inv(G)
 
 # %% because divide
-# Put the two together, and vec(A^-1 M G^-1) comes out. A mixes the rows of M and G its columns, and each is undone on its own side. So two
+# Put the two together, and flat(A⁻¹ M G⁻¹) comes out. A mixes the rows of M and G its columns, and each is undone on its own side. So two
 # small inverses do the work of one that has as many rows as M has numbers.
 
 # %% wrong divide swaps the factors
@@ -427,6 +483,14 @@ def divided(A, G, M):
 def divided(A, G, M):
     return M / np.outer(np.diag(A), np.diag(G))
 
+# %% wrong divide multiplies
+def divided(A, G, M):
+    return A @ M @ G
+
+# %% wrong divide turns the result
+def divided(A, G, M):
+    return (np.linalg.inv(A) @ M @ np.linalg.inv(G)).T
+
 # %% check divide
 def random_problem(m, n, seed):
     draw = np.random.default_rng(seed)
@@ -437,21 +501,24 @@ def in_full(A, G, M):
     return np.linalg.solve(np.kron(A, G), M.ravel()).reshape(M.shape)
 
 check(divided, in_full, on=[random_problem(3, 2, 0), random_problem(4, 4, 1)],
-      hint="A stands on the left of M, G on the right. Look at the shapes.")
+      close=1e-4, hint="A stands on the left of M and G on its right: look at the shapes. "
+      "Put the inverses in the place of both.")
+
+# %% [markdown] faster-words
+# How much is spared? A layer with 60 rows in A and 30 in G, its block divided by in full, against the two inverses:
 
 # %% how-much-faster
-def inverses(A, G, M):
+def two_inverses(A, G, M):
     return np.linalg.inv(A), np.linalg.inv(G)
 
-for way in in_full, inverses:
+problem = random_problem(60, 30, 2)
+for way in in_full, two_inverses:
     started = time.perf_counter()
-    way(*random_problem(60, 30, 2))
-    print(f"{way.__name__:8} {1e3 * (time.perf_counter() - started):7.2f} ms")
+    way(*problem)
+    print(f"{way.__name__:12} {1e3 * (time.perf_counter() - started):7.2f} ms")
 
 # %% [markdown] why-damping
 # ## Damping
-#
-# ### Why does this fail?
 #
 # The digits as they are have 64 pixels. Here is A for a layer that reads them, and its inverse.
 
@@ -461,13 +528,14 @@ A = images.T @ images / 200
 np.linalg.inv(A)
 
 # %% [markdown] singular-why
-# This time it is NumPy that complains. Some pixels are black in every image. Weights that read them change nothing, so the Fisher matrix
-# has zeros there, and by zero one cannot divide. Nearly black pixels are worse, since nothing complains: their weights get enormous
-# steps, in a direction of which next to nothing is known. So a number is added to the diagonal first, the **damping**:
+# **Why does this fail?** This time it is NumPy that complains. Some pixels are black in every image. Weights that read them change nothing,
+# so the Fisher matrix has zeros there, and by zero one cannot divide. Nearly black pixels are worse, since nothing complains: their weights
+# get enormous steps, in a direction of which next to nothing is known. So a number λ is added to the diagonal first, the **damping**:
 #
-# $$u = (F + \lambda I)^{-1} g$$
+# > u = (F + λ I)⁻¹ · gradient, where I is the identity, with ones on its diagonal and zeros beside it
 #
-# If you ask `optim.KFAC` to go without, it does not fall. It says what it had to do, and keeps it in `optimizer.reports`:
+# If you ask `optim.KFAC` to go without, it does not give up. It adds the little that it needs, warns, and keeps the words in
+# `optimizer.reports`:
 
 # %% undamped-kfac
 layer = nn.Affine(64, 10, generator=0)
@@ -479,57 +547,70 @@ with warnings.catch_warnings():
 print(*undamped.reports, sep="\n")
 
 # %% [markdown] exercise-damping-words
-# ### Exercise 5: the damped step
-#
-# Write it for any F, g and damping.
+# **Exercise.** Write the damped step for any Fisher matrix, gradient and damping.
 
 # %% exercise damping
-def damped(fisher, g, damping):
+def damped(fisher, gradient, damping):
     return ...
 
 # %% solution damping
-def damped(fisher, g, damping):
-    return np.linalg.solve(fisher + damping * np.eye(len(g)), g)
+def damped(fisher, gradient, damping):
+    return np.linalg.solve(fisher + damping * np.eye(len(gradient)), gradient)
 
 # %% because damping
-# The identity has ones on its diagonal only. Each eigenvalue of F grows by the damping; those much larger than it hardly notice.
+# The identity has ones on its diagonal only. Each eigenvalue of F (its curvature along one of its own directions) grows by the damping; those
+# much larger than it hardly notice.
 
 # %% wrong damping adds to every entry
-def damped(fisher, g, damping):
-    return np.linalg.solve(fisher + damping, g)
+def damped(fisher, gradient, damping):
+    return np.linalg.solve(fisher + damping, gradient)
 
 # %% wrong damping is added after the inversion
-def damped(fisher, g, damping):
-    return (np.linalg.inv(fisher) + damping * np.eye(len(g))) @ g
+def damped(fisher, gradient, damping):
+    return (np.linalg.inv(fisher) + damping * np.eye(len(gradient))) @ gradient
 
 # %% wrong damping shortens the step only
-def damped(fisher, g, damping):
-    return np.linalg.solve(fisher, g) / (1 + damping)
+def damped(fisher, gradient, damping):
+    return np.linalg.solve(fisher, gradient) / (1 + damping)
+
+# %% wrong damping divides number by number
+def damped(fisher, gradient, damping):
+    return gradient / (np.diag(fisher) + damping)
+
+# %% wrong damping makes the diagonal larger by a factor
+def damped(fisher, gradient, damping):
+    return np.linalg.solve(fisher * (1 + damping * np.eye(len(gradient))), gradient)
 
 # %% check damping
-def plainly(fisher, g, damping):
+def plainly(fisher, gradient, damping):
     values, vectors = np.linalg.eigh(fisher)
-    return sum(v * (v @ g) / (value + damping) for value, v in zip(values, vectors.T))
+    return sum(v * (v @ gradient) / (value + damping) for value, v in zip(values, vectors.T))
 
-check(damped, plainly,
+check(damped, plainly, close=1e-4,
       on=[(np.diag([4.0, 1.0]), np.array([1.0, 1.0]), 0.5),
-          (np.array([[2.0, 1.0], [1.0, 3.0]]), np.array([1.0, -1.0]), 2.0)],
+          (np.array([[2.0, 1.0], [1.0, 3.0]]), np.array([1.0, -1.0]), 2.0),
+          (np.diag([4.0, 0.0]), np.array([1.0, 1.0]), 0.1)],
       hint="Only the diagonal grows, and before the inversion. "
       "`fisher + number` adds to every entry.")
 
-# %% effect-of-damping
+# %% [markdown] effect-question
+# What does damping do to the direction of a step? At w = b = 0, with the thermometer whose zero is at freezing:
+
+# %% at-the-start
 freezing = thermometers["zero at freezing"]
 line = nn.Affine(1, 1, dtype="float64")
 line.w.data[...] = line.b.data[...] = 0
 F.mse(line(freezing), sold).backward()
 gradient = np.array([line.w.grad.item(), line.b.grad.item()])
 fisher = minidl.fisher(line, freezing, "mse")
+
+# %% effect-of-damping
 for damping in (0, 0.01, 0.1, 1, 10, 100):
     step = np.linalg.solve(fisher + damping * np.eye(2), gradient)
     length = np.linalg.norm(step)
     cosine = step @ gradient / length / np.linalg.norm(gradient)
     angle = np.degrees(np.arccos(min(cosine, 1)))
-    print(f"damping {damping:6g}: {angle:5.1f} degrees from the gradient, {length:.4f} long")
+    print(f"damping {damping:6g}: {angle:5.1f} degrees off the gradient, {length:.4f} long")
 
 # %% damped-paths
 def damped_path(damping):
@@ -538,28 +619,31 @@ def damped_path(damping):
 valley("zero at freezing", {f"damping {each}": damped_path(each) for each in (0, 1, 10)})
 
 # %% [markdown] effect-words
-# With no damping, the natural gradient. With much, the gradient itself, and a short step of it: that path goes down to the bottom of the
-# valley and stays behind there. In between, only the directions of which F knows little are held back. Damping says how far you trust the
-# parabola from the beginning of this notebook.
+# Without damping it is the natural gradient. With much damping it is a short piece of the gradient itself: that path goes down to the bottom
+# of the valley, and gets no farther in its 30 steps. In between, the steep direction is nearly left alone, and only the flat ones, of which F
+# knows little, are held back. Damping says how far you trust the parabola from the beginning of this notebook.
 
 # %% [markdown] race
 # ## Over epochs, over seconds
 #
-# K-FAC, SGD with momentum, and Adam, on a problem that is hard for gradient descent: an autoencoder, which squeezes a digit through 16
-# numbers and draws it again from these. It has eight layers, and its valleys are long and narrow. The settings are the
-# best of a few that were tried for each method. K-FAC renews its factors and inverses only every ten steps once it is warm, since they
-# change slowly.
+# K-FAC, SGD with momentum, and Adam (a variant of SGD that fits the length of its steps to each weight), on a problem that is hard for
+# gradient descent: an autoencoder. It squeezes a digit through 16 numbers and draws it again from these. It has eight layers, and its valleys
+# are long and narrow.
 #
-# **Predict.** How many epochs does K-FAC take for what takes SGD 20?
+# The settings are the best of a few that were tried for each method. `kl_clip` bounds how far a single step may move the predictions. K-FAC
+# renews its factors and inverses only every ten steps once it is warm, since they change slowly.
+#
+# **Predict.** How many epochs does K-FAC need to come as far as SGD in 20?
 
 # %% prediction-race
 prediction = None           # for example 10
 
-# %% the-race
+# %% contestants
 contestants = {"K-FAC": lambda model: optim.KFAC(model, lr=0.1, damping=0.1, kl_clip=0.1),
                "SGD": lambda model: optim.SGD(model, lr=2.0, momentum=0.9),
                "Adam": lambda model: optim.Adam(model, lr=0.005)}
 
+# %% learn
 def learn(optimizer_of, epochs=20):
     """The loss after each epoch, in nats an image, and the seconds until then."""
     model = models.create("autoencoder", input_shape=(1, 8, 8), widths=(256, 128, 64, 16),
@@ -571,6 +655,7 @@ def learn(optimizer_of, epochs=20):
     losses, seconds = ([each[key] for each in history] for key in ("train_loss", "seconds"))
     return 64 * np.array(losses), np.cumsum(seconds)
 
+# %% the-race
 for method in contestants.values():
     learn(method, epochs=1)                 # what is loaded at the first use shall not count
 races = {name: learn(method) for name, method in contestants.items()}
@@ -592,11 +677,12 @@ curves({name: (seconds, losses) for name, (losses, seconds) in races.items()},
        x="seconds", title=title)
 
 # %% [markdown] race-words
-# Over epochs K-FAC is far ahead: where the others linger for some epochs before they find the way on, it goes down
-# from the beginning. Over seconds its curve is drawn out to the right, since a step costs more, most of all at the beginning, when
-# everything is renewed at every step. How much of the lead is left depends on your machine, on what else it does, and on the network. Where
-# minibatches are large and layers not too wide, a dearer step is soon paid for. `docs/kfac.md` has such cases, measured with more care,
-# and one in which nothing is gained.
+# Over epochs K-FAC is far ahead. Over seconds its curve is drawn out to the right, since each of its steps costs more, most of all at the
+# beginning, when everything is renewed at every step. How much of the lead is left depends on your machine, on what else it does, and on the
+# network. Where minibatches are large and layers not too wide, the dearer step is soon paid for. `docs/kfac.md` has such cases, measured with
+# more care, and one in which nothing is gained.
+#
+# And how much damping? Eight epochs with too little, with what was chosen above, and with too much:
 
 # %% damping-race
 def losses_with(damping):
@@ -608,23 +694,19 @@ curves({f"damping {damping:g}": losses_with(damping) for damping in (0.003, 0.1,
        x="epoch", title=title)
 
 # %% [markdown] damping-race-words
-# Too little, and steps are taken that the parabola does not bear out: after a good beginning it goes no further. Too much, and it is
+# With too little, a step goes farther than the parabola can be trusted: after a good beginning there is no more progress. With too much, it is
 # gradient descent with short steps. Damping is the number to try first.
 
 # %% [markdown] seen
 # ## What you have seen
 #
 # The Fisher matrix measures how far a step of the weights moves the predictions. Divided by it, the gradient no longer depends on how
-# the problem was written down. The matrix is far too large for a network, and its blocks come close to Kronecker products of two small
-# matrices, which can be kept, and inverted, one by one. Damping holds back the directions of which little is known. What you get is
+# the problem was written down. The matrix is far too large for a network, but the blocks of its layers come close to Kronecker products of
+# two small matrices, which can be kept, and inverted, one by one. Damping holds back the directions of which little is known. What you get is
 # fewer steps, each of them dearer.
 #
-# ## Where it stands in the code
+# **Where it stands in the code.** `minidl/curvature.py`: the Fisher matrix in full, and its product with a vector where it does not fit into
+# memory. `minidl/optim/kfac/kronecker.py`: A and G; `division.py`: three ways to divide by them; `kfac.py`: a step from beginning to end.
+# `docs/kfac.md`: all that K-FAC can be told, and where to begin.
 #
-# - `minidl/curvature.py`: the Fisher matrix in full, and its product with a vector where it does not fit into memory
-# - `minidl/optim/kfac/kronecker.py`: A and G; `division.py`: three ways to divide by them; `kfac.py`: a step from beginning to end
-# - `docs/kfac.md`: all that K-FAC can be told, and where to begin
-#
-# ## Next
-#
-# One machine has done all the work so far. In *7. Many workers*, several share it out.
+# **Next.** [7. Many workers](7_many_workers.ipynb): one machine has done all the work so far; now several share it out.

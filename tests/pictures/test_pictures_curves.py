@@ -28,6 +28,10 @@ class TestCurves:
         assert {"Loss", "epoch", "training", "test"} <= set(texts(picture))
         assert str(picture) == "Loss over epochs. training: 2 values, from 2 at 1 to 1 at 2. test: 1 value, 1.5 at 2."
 
+    @pytest.mark.parametrize("x, words", [("step", "over steps."), ("seconds", "over seconds."), ("step d", "over step d.")])
+    def test_say_over_what(self, x, words):
+        assert words in str(pictures.curves({"": [2.0, 1.0]}, x=x))
+
     def test_one_curve_needs_no_legend(self):
         assert "training" not in texts(pictures.curves({"training": [2.0, 1.0]}))
 
