@@ -253,6 +253,7 @@ def closed(signals: StopOnSignal, display: Display, options: SimpleNamespace, ta
         for line, style in (line for measure in measures for line in measure.lines(min(display.console.width, 100) - 2)):
             display.console.print() if not line else display.say(line, style)
         if stopped:
+            show_report(journal, display)
             display.say(f"Stopped after step {run.step:,}, in epoch {run.epoch + 1}. All is saved; to go on:", "bold")
             display.say(ranks.command(options, "--resume", folder))
         else:
@@ -262,10 +263,16 @@ def closed(signals: StopOnSignal, display: Display, options: SimpleNamespace, ta
                 display.say(f"This run has finished its {run.epoch} epochs. To train on: {more}")
             elif task.objective.right is not None and len(task.train.shape) == 3:
                 display.say(f"classify images: {command('predict', folder, 'IMAGE...')}")
-        page = journal.close()
-        if page is not None:
-            display.say(f"report: {page}")
+        if not stopped:
+            show_report(journal, display)
     return 128 + ranks.highest(signals.number) if stopped else 0            # the signal may have come to another process only
+
+
+def show_report(journal: report.Journal, display: Display) -> None:
+    """Have the last page of a run written, and say where it is."""
+    page = journal.close()
+    if page is not None:
+        display.say(f"report: {page}")
 
 
 @contextmanager

@@ -246,8 +246,8 @@ def profile(found: Found) -> dict[str, Any] | None:
                  f"{100 * row['share']:.1f} %", f"{row['calls']:,}", f"{1000 * row['seconds'] / max(row['calls'], 1):.3f}",
                  f"{row['gflops']:.3g}" if row["gflops"] else "-", f"{row['gbytes']:.3g}" if row["gbytes"] else "-")
                 for row in found.profile["operations"][:PROFILED]]
-        return {"rows": rows, "words": ". ".join(each[:1].upper() + each[1:] for each in (found.profile["bottleneck"], found.profile["hint"]) if each),
-                "steps": found.profile["steps"]} if rows else None
+        said = [each[:1].upper() + each[1:] for each in (found.profile["bottleneck"], found.profile["hint"]) if each]
+        return {"rows": rows, "words": ". ".join(said), "steps": found.profile["steps"]} if rows else None
     except (KeyError, TypeError, ValueError):
         return None
 
