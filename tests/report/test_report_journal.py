@@ -14,6 +14,7 @@ from minidl.errors import NumericsError, RankLost
 from minidl.loop import fit
 from minidl.optim.schedule import cosine
 from minidl.parallel import Alone, Team, local
+from minidl.parallel.elastic import Elastic
 from minidl.report import journal as module
 from minidl.report.folder import columns, find
 from minidl.report.journal import Journal
@@ -187,6 +188,44 @@ class TestTests:
         assert found.tests["counts"].sum() == 20 and found.tests["ranks"] == ranks and found.tests["seen"] < 20
         assert found.steps["step"].tolist() == list(range(1, 11))
         assert found.status["state"] == "finished" and found.status["ranks"] == ranks
+
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+    @pytest.mark.parametrize("moment", ["step", "test", "epoch"])
+    @pytest.mark.parametrize("who", [0, 1])
+    def test_count_nothing_twice_when_a_process_dies(self, tmp_path, who, moment):
+        class Dying(Journal):
+            def step(self, run, loss):
+                super().step(run, loss)
+                if moment == "step" and run.step == 7 and run.team.world.rank == who and len(run.team.known) == 3:
+                    run.team.world.die()
+
+            def test(self, run):
+                watch = super().test(run)
+
+                def look(*shown):
+                    watch(*shown)
+                    if moment == "test" and run.epoch == 1 and run.team.world.rank == who and len(run.team.known) == 3:
+                        run.team.world.die()
+
+                return look
+
+            def epoch(self, run, metrics):
+                if moment == "epoch" and run.epoch == 1 and run.team.world.rank == who and len(run.team.known) == 3:
+                    run.team.world.die()
+                super().epoch(run, metrics)
+
+        def rank(communicator):
+            net, team = model(), Elastic(communicator)
+            keeper = Dying(tmp_path, CONFIG)
+            fit(net, Loader((X, Y), batch_size=4), (X, Y), optim.SGD(net, lr=0.1), 3, [keeper], team=team)
+            keeper.close()
+
+        (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+        local.run(rank, 3, patience=20)
+        found = find(tmp_path)
+        assert found.steps["step"].tolist() == list(range(1, 16)) and found.damaged == []
+        assert found.tests["counts"].sum() == 20 and found.tests["epoch"] == 3 and found.tests["ranks"] == 2
+        assert found.status["state"] == "finished" and found.status["ranks"] == 2
 
     def test_that_begin_again_count_nothing_twice(self, tmp_path):
         keeper, run = journal(tmp_path), SimpleNamespace(model=model())
