@@ -110,18 +110,17 @@ class Function:
                 self._check_devices(arrays)
 
         on = mode.get()
-        started: Any = 0
-        record = None
-        if on.recorder is not None:
-            started = perf_counter_ns() if library is np.ndarray else on.recorder.now(library)
+        recorder, record = on.recorder, None
+        if recorder is not None:
+            started = perf_counter_ns() if library is np.ndarray else recorder.now(library)
         try:
             y = self.forward(*arrays)
         except MinidlError:
             raise
         except (ValueError, TypeError, IndexError) as error:
             raise self._translated(error, arrays) from error
-        if on.recorder is not None:
-            record = on.recorder.operation(started, self, arrays, y, library)
+        if recorder is not None:
+            record = recorder.operation(started, self, arrays, y, library)
 
         if not self.plan.single and (type(y) is not tuple or len(y) != len(self.outputs)):
             raise self._wrong_result(y)

@@ -207,17 +207,17 @@ class Walk:
             del values[name]
         if self.useful is not None and not shared and edge not in self.useful:
             return None
-        started: Any = 0
-        if self.recorder is not None:
-            started = self.recorder.now(type(args[0])) if self.recorder.devices else perf_counter_ns()
+        recorder = self.recorder
+        if recorder is not None:
+            started = recorder.now(type(args[0])) if recorder.devices else perf_counter_ns()
         if out and not self.create_graph:
             first = args[0]
             spare = first if _unshared(sys.getrefcount(first), first) else None
             result = method(function, *args, out=spare)
         else:
             result = method(function, *args)
-        if self.recorder is not None:
-            self.recorder.rule(started, node, function, step, args, result)
+        if recorder is not None:
+            recorder.rule(started, node, function, step, args, result)
         if shared:
             values[shared] = result
             return None
