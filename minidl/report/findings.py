@@ -54,13 +54,13 @@ class Findings:
             z = outputs[wrong]
             sure = 1 / np.exp(z - z.max(axis=1, keepdims=True)).sum(axis=1)
             wrong, sure = (each[np.argsort(-sure, kind="stable")[:MISTAKES]] for each in (wrong, sure))
-            images = self.images(x[wrong]) if is_image(self.shape) else [None] * len(wrong)
+            images = self.images(to_numpy(x)[wrong]) if is_image(self.shape) else [None] * len(wrong)
             self.mistakes += [(float(p), int(y[i]), int(taken[i]), image) for p, i, image in zip(sure, wrong, images)]
             self.mistakes = sorted(self.mistakes, key=lambda mistake: -mistake[0])[:MISTAKES]
 
-    def images(self, x: Array) -> np.ndarray:
+    def images(self, x: np.ndarray) -> np.ndarray:
         """Images as bytes, as they were before they were normalised."""
-        x = to_numpy(x).astype(float)
+        x = x.astype(float)
         if self.normalise is not None:
             mean, std = (np.asarray(self.normalise[name], float).reshape(-1, 1, 1) for name in ("mean", "std"))
             x = x * std + mean

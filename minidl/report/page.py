@@ -182,7 +182,7 @@ def matrix(found: Found) -> dict[str, Any] | None:
     counts, classes = found.tests.get("counts"), found.config["classes"]
     if counts is None or len(counts) != len(classes):
         return None
-    width = min(max(3.2, 0.3 * len(classes) + 1.1), 5.2)
+    width = min(max(3.2, 0.3 * len(classes) + 1.1), 4.6)
     return {"picture": inline(confusion(counts, classes, width=width), "confusion"), "examples": int(counts.sum()),
             "pairs": [(classes[i], classes[j], count, count / max(counts[i].sum(), 1)) for i, j, count in confused(counts)[:8]],
             "wide": len(classes) > 12}

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import strict  # noqa: F401   makes the strict device known
 
 from minidl import nn, optim
 from minidl.data import Loader
@@ -234,6 +235,18 @@ class TestTests:
         watch = keeper.test(run)                            # a process died meanwhile, and the test is done again
         watch(X, np.eye(3)[Y], Y)
         assert keeper.findings.counts.sum() == 20
+
+    def test_are_the_same_of_another_device(self, tmp_path):
+        kept = {}
+        for device in ("cpu", "strict:0"):
+            keeper, net = journal(tmp_path / device), model().to(device=device)
+            fit(net, Loader((X, Y), batch_size=4), (X, Y), optim.SGD(net, lr=0.1), 2, [keeper])
+            keeper.close()
+            kept[device] = find(tmp_path / device).tests
+            assert find(tmp_path / device).model["parameters"] == 47
+        assert set(kept["cpu"]) == set(kept["strict:0"]) and "mistakes" in kept["cpu"]
+        for name, x in kept["cpu"].items():
+            np.testing.assert_array_equal(x, kept["strict:0"][name], err_msg=name)
 
     def test_of_a_run_without_tests_there_are_none(self, tmp_path):
         keeper, net = journal(tmp_path), model()
