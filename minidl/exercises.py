@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import isfunction
 from typing import Any
 
 import numpy as np
@@ -155,9 +156,9 @@ def _copies(arguments: tuple) -> tuple:
 
 
 def _brief(x: Any) -> str:
-    if isinstance(x, np.ndarray) and x.size > 8:
+    if isinstance(x, np.ndarray) and (x.size > 8 or len(repr(x)) > 60):
         return f"an array of shape {x.shape}"
-    return repr(x)[:60]
+    return "a function" if isfunction(x) else repr(x)[:60]
 
 
 def _joined(wrong: str, hint: str) -> str:

@@ -50,6 +50,13 @@ class TestCheck:
         assert check(lambda x, y: x - y, lambda x, y: y - x, on=[(1, 1), (1, 2)]).words == "For 1, 2 the answer is -1, which is too small."
         assert check(lambda x: ..., doubled, on=[1]).state == "open"
 
+    @pytest.mark.parametrize("argument, said", [
+        (np.arange(3), "array([0, 1, 2])"), (np.arange(9), "an array of shape (9,)"), (np.full((2, 3), 1 / 3), "an array of shape (2, 3)"),
+        (lambda x: x, "a function"),
+    ])
+    def test_of_a_function_says_briefly_for_what(self, argument, said):
+        assert check(lambda x: 1, lambda x: 2, on=[argument]).words == f"For {said} the answer is 1, which is too small."
+
     def test_of_a_function_that_raises_says_what(self):
         verdict = check(lambda x: x[7], lambda x: 1, on=[np.arange(3)], hint="Look at the shape.")
         assert verdict.state == "wrong" and "raised IndexError" in verdict.words and verdict.words.endswith("Look at the shape.")

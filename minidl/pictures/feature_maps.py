@@ -38,7 +38,8 @@ def feature_maps(outputs: Mapping[str, Any], classes: Sequence[str] = (), most: 
         for (name, y), height in zip(rows.items(), heights):
             middle = 1 - (top + height / 2) / high
             figure.text(0.01, middle + 0.09 / high, name, va="center", size=9.5, color=INK, weight="bold")
-            figure.text(0.01, middle - 0.09 / high, _shape(y, most), va="center", size=8.5, color=MUTED)
+            figure.text(0.01, middle - 0.09 / high, "probabilities" if name == bars and _probable(y) else _shape(y, most),
+                        va="center", size=8.5, color=MUTED)
 
             axes = figure.add_axes((NAMES / WIDTH, 1 - (top + height) / high, (WIDTH - NAMES - 0.05) / WIDTH, height / high))
             if name == bars:
@@ -71,6 +72,10 @@ def _shape(y: np.ndarray, most: int) -> str:
     return f"{len(y)} map{'s' if len(y) > 1 else ''} of {y.shape[1]} {TIMES} {y.shape[2]}{shown}"
 
 
+def _probable(y: np.ndarray) -> bool:
+    return bool(y.min() >= 0 and abs(y.sum() - 1) < 1e-3)
+
+
 def _images(axes: Any, ys: np.ndarray, width: float, peak: float) -> None:
     """Images side by side, each so many inches wide, and lines around them."""
     from matplotlib.patches import PathPatch
@@ -93,7 +98,7 @@ def _bars(axes: Any, y: np.ndarray, classes: Sequence[str]) -> None:
     axes.set_xticks(range(len(y)), [str(c) for c in classes])
     axes.set_xlim(-0.5, len(y) - 0.5)
     axes.set_ylim(min(0.0, float(y.min())), max(1.0, float(y.max())))
-    if y.min() >= 0 and y.max() <= 1:
+    if _probable(y):
         axes.set_yticks([0, 0.5, 1])
     axes.grid(False, axis="x")
     axes.tick_params(length=0)
