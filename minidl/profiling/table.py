@@ -24,7 +24,7 @@ def lines(profile: Profile, width: int = 80, most: int = MOST) -> list[Line]:
     text += [("", ""), (recorded(profile), "dim"), ("", ""), *phase_lines(profile)]
     if profile.operations:
         text += [("", ""), *operation_lines(profile, width, most), ("", ""), *layer_lines(profile, width)]
-    return [(cut, style) for line, style in text for cut in wrapped(line, width)]
+    return [(cut.rstrip(), style) for line, style in text for cut in wrapped(line, width)]
 
 
 def recorded(profile: Profile) -> str:
