@@ -58,7 +58,7 @@ def operation_lines(profile: Profile, width: int, most: int) -> list[Line]:
     found = profile.operations
     shown = [(row, row.name if row.direction in ("forward", "backward", "update") else f"{row.name} ({row.direction[:4]}.)")
              for row in found[:most]]
-    room = max(12, min(max(len(row.layer) for row, _ in shown) + 2, width - 57))
+    room = max(12, min(max(len(row.layer) for row, _ in shown) + 1, width - 52))
     wide = max(12, min(max(len(name) for _, name in shown) + 1, width - 38 - room))
     rows: list[Line] = [(f"  {'layer':<{room}}{'operation':<{wide}}{'share':>7}{'calls':>7}{'ms/call':>8}{'GFLOP/s':>8}{'GB/s':>6}",
                          "bold")]
