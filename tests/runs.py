@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minidl import checkpoint, data
+from minidl import checkpoint, data, report
 
 ROOT = Path(__file__).parents[1]
 
@@ -114,6 +114,7 @@ def place(tmp_path, monkeypatch):
     flat = {"x_train": x.reshape(40, -1), "x_test": x_test.reshape(20, -1)}
     np.savez(tmp_path / "vectors.npz", **flat, y_train=y, y_test=y_test)
     (tmp_path / "nets.py").write_text(NETS)
+    monkeypatch.setattr(report, "write", lambda folder: None)           # pages take longer than such runs; they are looked at in report/
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "nets", raising=False)

@@ -74,7 +74,7 @@ class Found:
             if isinstance(metrics.get("step"), int):
                 return metrics["step"]
             here = self.steps["step"][self.steps["epoch"] == metrics.get("epoch")] if self.steps else np.zeros(0)
-            return float(here[-1]) if len(here) else np.nan
+            return float(here[-1]) if len(here) else metrics.get("epoch", np.nan) * self.status.get("minibatches", np.nan)
 
         return [of(metrics) for metrics in self.metrics]
 

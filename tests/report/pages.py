@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import time
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -44,7 +45,7 @@ def make(folder, epochs=3, state="finished", classes=4, message="", steps=20, im
     rows = [f"{k + 1},{k // steps + 1},{0.1 * k:.4f},{losses[min(k, len(losses) - 1)]:.6g},{0.1 / (1 + k):.6g}\n" for k in range(done)]
     (folder / "steps.csv").write_text("step,epoch,seconds,loss,learning_rate\n" + "".join(rows))
     status = {"state": state, "message": message, "step": done, "epoch": epochs, "epochs": max(epochs, 1), "minibatches": steps,
-              "ranks": ranks, "pid": os.getpid(), "host": os.uname().nodename, "seen": time.time()}
+              "ranks": ranks, "pid": os.getpid(), "host": platform.node(), "seen": time.time()}
     (folder / "status.json").write_text(json.dumps(status))
     net = models.create("autoencoder" if rebuilds else "mlp", input_shape=tuple(shape), classes=len(names), generator=0)
     x, y = generator.random((40, *shape), np.float32), np.arange(40) % len(names)

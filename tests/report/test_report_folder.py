@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -51,6 +52,11 @@ class TestMetrics:
         found = find(folder)
         assert found.series("x", "step") == ([10, 20], [5, 6])
         assert found.series("x", "seconds") == ([2, 5], [5, 6]) and found.series("x", "epoch")[0] == [1, 2]
+
+    def test_where_they_stand_in_a_folder_that_an_older_version_began(self, folder):
+        (folder / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2, "step": 24}\n')
+        (folder / "status.json").write_text('{"state": "finished", "minibatches": 12}')
+        assert find(folder).last_steps() == [12, 24]
 
     def test_where_they_stand_if_nothing_says_it(self, folder):
         (folder / "metrics.jsonl").write_text('{"epoch": 1}\n')
@@ -102,13 +108,13 @@ class TestState:
         assert find(folder).state == state
 
     def test_of_a_run_whose_process_lives(self, folder):
-        (folder / "status.json").write_text(json.dumps({"state": "running", "pid": os.getpid(), "host": os.uname().nodename, "seen": 0}))
+        (folder / "status.json").write_text(json.dumps({"state": "running", "pid": os.getpid(), "host": platform.node(), "seen": 0}))
         assert find(folder).state == "running"
 
     def test_of_a_run_whose_process_is_gone(self, folder):
         gone = subprocess.Popen([sys.executable, "-c", ""])
         gone.wait()
-        status = {"state": "running", "pid": gone.pid, "host": os.uname().nodename, "seen": time.time()}
+        status = {"state": "running", "pid": gone.pid, "host": platform.node(), "seen": time.time()}
         (folder / "status.json").write_text(json.dumps(status))
         assert find(folder).state == "killed"
 

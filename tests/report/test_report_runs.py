@@ -18,7 +18,15 @@ from minidl.train import app
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
-place = pytest.fixture(runs.place)
+WRITE = report.write
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    runs.place(tmp_path, monkeypatch)
+    monkeypatch.setattr(report, "write", WRITE)
+    return tmp_path
+
 
 SMALL = ("--data", "digits.npz", "--model", "mlp", "--batch-size", 10)          # four minibatches an epoch
 STATES = ("--data", "digits.npz", "--model", "nets:all_states", "--batch-size", 8, "--warm-up", 3, "--clip", 1, "--accumulate", 2,
