@@ -21,7 +21,7 @@ WAITING = ("gradient exchange", "curvature exchange", "idle")           # phases
 FIRST = ("computation", "sends", "receives", "exchange")        # rows of a rank in this order, others after them
 ROW = 0.24              # inches
 GAP = 0.5               # rows between two ranks
-LEAST = 0.005           # share of the time that something takes at least to be named
+LEAST = 0.02            # share of the time that something takes at least, on all rows together, to be named
 MOST = 4000             # bars that are drawn; of more, the longest
 
 
