@@ -168,7 +168,8 @@ def quicksort(numbers):
 # **Predict.** If the list is twice as long, how many times as long does bubble sort take? And quicksort?
 
 # %% prediction-doubling
-doubling = {"bubble sort": None, "quicksort": None}
+bubble_sort_times = None
+quicksort_times = None
 
 # %% measure-sorts
 sorts = {"bubble sort": (bubble_sort, 400), "shorter walks": (shorter_walks, 400),
@@ -178,7 +179,7 @@ for name, (sort, largest) in sorts.items():
     ns = [n for n in 50 * 2 ** np.arange(13) if n <= largest]
     lists = [rng.normal(size=n) if sort is np.sort else rng.normal(size=n).tolist() for n in ns]
     print(f"{name:13} sorts rightly:", list(sort(lists[0])) == sorted(lists[0]))
-    rounds = [[timed(sort, numbers) for numbers in lists] for _ in range(9)]
+    rounds = [[timed(sort, numbers) for numbers in lists] for _ in range(25)]
     seconds[name] = np.array(ns), np.min(rounds, axis=0)        # of each length the fastest run
 
 # %% slopes
@@ -186,7 +187,7 @@ for name, (ns, ts) in seconds.items():
     power = np.polyfit(np.log(ns[-4:]), np.log(ts[-4:]), 1)[0]
     print(f"{name:13} grows as n to the power {power:.2f}: "
           f"{2 ** power:.1f} times as long for twice the numbers")
-print(predicted(doubling))
+print(f"bubble sort: {predicted(bubble_sort_times)}; quicksort: {predicted(quicksort_times)}")
 pictures.scaling(seconds, x="n, numbers in the list", y="seconds", width=8)
 
 # %% [markdown] seen-sorts
@@ -566,7 +567,8 @@ print(f"{right:.0%} of the test images are recognised")
 # that it calls. And what part of the whole is it, from 0 to 1?
 
 # %% prediction-bottleneck
-bottleneck = {"function": None, "part": None}
+bottleneck = None
+its_part = None
 
 # %% profile
 def own_time(f, *args):
@@ -583,7 +585,7 @@ def own_time(f, *args):
     return {name: row.tottime / total for name, row in functions.items()}
 
 shares = own_time(learn, minibatches)
-print(predicted(bottleneck))
+print(f"function: {predicted(bottleneck)}; part: {predicted(its_part)}")
 
 # %% [markdown] seen-profile
 # The arithmetic is not the bottleneck. `x[order]` puts *all* images into a new order, which copies them, and then 16 of the copy are

@@ -251,10 +251,10 @@ check_gradient(gradients, forward, *(rng.normal(size=shape) for shape in shapes)
 loss.backward()
 
 # %% [markdown] why-not-twice
-# **Why does this fail?** A rule needs numbers of the forward pass: that of the affine layer its input, that of the ReLU what came out. They
-# are kept in the graph, and in a large network they take most of the memory. So a backward pass frees them as it goes. If you need the
-# graph again, say so in the first pass: `loss.backward(retain_graph=True)`. Mostly you just compute the loss anew, since the weights have
-# changed meanwhile.
+# **Why does this fail?** A rule needs numbers of the forward pass: for the affine layer its input, for the ReLU its output. They are kept in
+# the graph, and in a large network they take most of the memory. So a backward pass frees them as it goes. If you need the graph again,
+# say so in the first pass: `loss.backward(retain_graph=True)`. Mostly you just compute the loss anew, since the weights have changed
+# meanwhile.
 #
 # **Predict.** The next cell computes the loss anew and goes backward a second time. What is in `b2.grad` then? It was 6.
 
@@ -328,8 +328,8 @@ h_before_k = None
 k_before_h = None
 
 # %% two-orders
-print("h before k:", walk(graph, ["y", "h", "k", "s"]), predicted(h_before_k))
-print("k before h:", walk(graph, ["y", "k", "h", "s"]), predicted(k_before_h))
+print(f"h before k: {walk(graph, ['y', 'h', 'k', 's'])}; {predicted(h_before_k)}")
+print(f"k before h: {walk(graph, ['y', 'k', 'h', 's'])}; {predicted(k_before_h)}")
 
 # %% [markdown] seen-order
 # With `h` first, its rule ran when only 1 had come, and passed 3 on to `s`. The 2 from `k` came too late. There is no error, only a wrong
@@ -861,9 +861,9 @@ gradcheck(HidingSquare(), [np.array([1.0, 2.0])])
 gradgradcheck(HidingSquare(), [np.array([1.0, 2.0])])
 
 # %% [markdown] why-hidden
-# **Why does this fail?** The second derivative of `x^2` is 2. Here it would be 0, since nothing in the rule leads back to `x`. To mend it,
-# let the rule name `x` among its arguments: `def grad_x(self, gy, x): return gy * 2 * x`. Then minidl keeps `x`, and knows that the rule
-# has used it.
+# **Why does this fail?** The second derivative of `x^2` is 2. Here it would be 0, since nothing in the rule leads back to `x`. (The error
+# does not show the 2 itself, since the test takes random numbers for `gy`.) To mend it, let the rule name `x` among its arguments:
+# `def grad_x(self, gy, x): return gy * 2 * x`. Then minidl keeps `x`, and knows that the rule has used it.
 
 # %% [markdown] end
 # ## What you have seen
