@@ -47,7 +47,7 @@ def divergence(p, q):
     return p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
 
 # %% [markdown] predict-coin
-# **Predict.** Two steps of the same length: `w` goes from 0 to 1, or from 4 to 5. How many times as many nats is the first?
+# **Predict.** Two steps of the same length: `w` goes from 0 to 1, or from 4 to 5. How many times as far, in nats, is the first?
 
 # %% prediction-coin
 prediction = None           # for example 3
@@ -55,7 +55,7 @@ prediction = None           # for example 3
 # %% kl-of-steps
 first, second = divergence(sigmoid(0), sigmoid(1)), divergence(sigmoid(4), sigmoid(5))
 print(f"from 0 to 1: {first:.4f} nats    from 4 to 5: {second:.4f} nats")
-print(f"{first / second:.1f} times as many; {predicted(prediction)}")
+print(f"{first / second:.1f} times as far; {predicted(prediction)}")
 
 # %% [markdown] fisher-is-curvature
 # At 4 the coin shows heads nearly always, and at 5 it still does. So the same step of a weight can mean much or little.
@@ -134,7 +134,7 @@ def fisher_of_coin(w):
     p = sigmoid(w)
     return ((1 - p) ** 2 + p ** 2) / 2
 
-# %% wrong coin is the mean without the squares' signs
+# %% wrong coin is the mean of s without its sign
 def fisher_of_coin(w):
     p = sigmoid(w)
     return p * (1 - p) + (1 - p) * p
@@ -260,7 +260,7 @@ valley("zero at freezing", {name: found[name, "zero at freezing"][0] for name in
 # freezing it is long and narrow. SGD jumps from side to side and then creeps along the bottom, and with a learning rate only a
 # little larger it would fly out. The natural gradient walks straight to the lowest point, in both.
 #
-# The two valleys have different axes, so their paths cannot be laid on each other. But the *lines* can that have been found after each step:
+# The two valleys have different axes, so their paths cannot be compared. The *lines* that were found after each step can:
 
 # %% same-lines
 for name in methods:
@@ -329,7 +329,7 @@ minidl.fisher(lenet, train[:200][0])
 # > A = E[a aᵀ], of the inputs, and G = E[g gᵀ], of the gradients at the output
 #
 # What is made of them is the **Kronecker product** A ⊗ G, in NumPy `np.kron(A, G)`: each number of A is replaced by the whole of G, times that
-# number. In the small:
+# number. A small example:
 
 # %% kronecker-in-the-small
 small_A, small_G = np.array([[4, 1], [1, 2]]), np.array([[3, -1], [-1, 1]])
@@ -505,7 +505,7 @@ check(divided, in_full, on=[random_problem(3, 2, 0), random_problem(4, 4, 1)],
       "Put the inverses in the place of both.")
 
 # %% [markdown] faster-words
-# How much is spared? A layer with 60 rows in A and 30 in G, its block divided by in full, against the two inverses:
+# How much work is spared? For a layer with 60 rows in A and 30 in G, once with the whole block and once with the two inverses:
 
 # %% how-much-faster
 def two_inverses(A, G, M):
@@ -620,8 +620,8 @@ valley("zero at freezing", {f"damping {each}": damped_path(each) for each in (0,
 
 # %% [markdown] effect-words
 # Without damping it is the natural gradient. With much damping it is a short piece of the gradient itself: that path goes down to the bottom
-# of the valley, and gets no farther in its 30 steps. In between, the steep direction is nearly left alone, and only the flat ones, of which F
-# knows little, are held back. Damping says how far you trust the parabola from the beginning of this notebook.
+# of the valley, and gets no farther in its 30 steps. In between, the step is hardly shortened along the steep direction, and held back along the
+# flat one, of which F knows little. Damping says how far you trust the parabola from the beginning of this notebook.
 
 # %% [markdown] race
 # ## Over epochs, over seconds
@@ -690,8 +690,8 @@ def losses_with(damping):
         return optim.KFAC(model, lr=0.1, damping=damping, kl_clip=0.1)
     return learn(kfac, epochs=8)[0]
 
-curves({f"damping {damping:g}": losses_with(damping) for damping in (0.003, 0.1, 30)},
-       x="epoch", title=title)
+curves({"damping 0.003": losses_with(0.003), "damping 0.1": races["K-FAC"][0][:8],
+        "damping 30": losses_with(30)}, x="epoch", title=title)
 
 # %% [markdown] damping-race-words
 # With too little, a step goes farther than the parabola can be trusted: after a good beginning there is no more progress. With too much, it is

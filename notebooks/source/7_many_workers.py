@@ -131,10 +131,10 @@ check(weights, found_by_trying, on=[np.array(counts) for counts in cases],
 # ## A master and its workers
 #
 # The oldest way: rank 0 is the **master**. The others, its workers, send it their gradients. It adds them up, updates the weights, and sends
-# these to all. The way back is a short function:
+# these to all. The way back, from the master to all, is a short function:
 
 # %% to-workers
-@phase("gradient exchange")                             # tells whoever measures
+@phase("gradient exchange")                             # what this time is counted as
 def to_workers(communicator, arrays):
     """Bring rank 0's arrays to all."""
     for x in arrays:
@@ -145,7 +145,7 @@ def to_workers(communicator, arrays):
             communicator.wait([communicator.isend(x, worker) for worker in workers])
 
 # %% [markdown] exercise-sum-words
-# **Exercise.** Write the way there, for one array. Every rank calls it with an `x` of its own; at rank 0 it gives the sum of them all. What
+# **Exercise.** Write the way to the master, for one array. Every rank calls it with an `x` of its own; at rank 0 it gives the sum of them all. What
 # it gives at the others does not matter.
 
 # %% exercise sum
@@ -270,7 +270,8 @@ computation = 5 * 0.006 * 3
 print(f"n = {size:,} bytes of weights, T = {1000 * computation:.0f} ms of computation a step")
 
 # %% [markdown] loop-words
-# And the seven steps, shared out. (`phase` says to whoever measures what the time goes into; `backward` and `step` say it themselves.)
+# And the seven steps of notebook 4, shared out. (`phase` tells whoever measures what the time goes into; `backward` and `step` tell it
+# themselves.)
 
 # %% the-loop
 minibatches = data.Loader(train[:128], batch_size=64)
@@ -478,7 +479,7 @@ scaling({"master, measured": (ranks, master), "all-reduce, measured": (ranks, ev
 # before, but no wire is idle. The measured points lie a little above the lines, since it also takes time to notice a message.
 #
 # (A master can do well with few workers, or if it alone has a fast wire. And there are other ways to all-reduce: round a *ring* each rank sends
-# to the next one only, the same bytes in more, smaller rounds.)
+# to the next one only, the same bytes, in more rounds.)
 
 # %% [markdown] overlap
 # ## What overlap hides
@@ -506,7 +507,7 @@ def learn_in_a_team(communicator, exchange="allreduce", overlap="none", seconds=
 at_most = None
 
 # %% no-overlap
-profiles, shown = {}, {"rate": 5e5, "until": 650}
+profiles, shown = {}, {"rate": 5e5, "until": 700}
 picture, profiles["none"] = watched(learn_in_a_team, 3, **shown, overlap="none",
                                     title="Without overlap")
 picture
@@ -617,8 +618,8 @@ check(step_seconds, lambda f, b, e: (simulated(f, b, e, False), simulated(f, b, 
 # gradient. That is called **error feedback**: what is small comes late, but it comes.
 
 # %% [markdown] exercise-feedback-words
-# **Exercise.** Write error feedback for one rank. To each gradient all is added that has been left out so far. Of this sum only the one number
-# that is largest in magnitude is sent. The rest is remembered.
+# **Exercise.** Write error feedback for one rank. To each gradient everything is added that has been left out so far. Of this sum only one
+# number is sent, the one that is largest in magnitude. The rest is remembered.
 
 # %% exercise feedback
 def sent(gradients):
@@ -712,7 +713,7 @@ check(sent, by_accounts,
       "and what is left is total less what was sent.")
 
 # %% [markdown] compression-prediction-words
-# Now in earnest: a network learns the digits on three ranks, for four epochs. Gradients are sent whole, in 8 bits, and 1 % of them, with
+# Now in earnest: a network learns the digits on two ranks, for four epochs. Gradients are sent whole, in 8 bits, and 1 % of them, with
 # and without feedback.
 #
 # **Predict.** Put the four in the order of their accuracy.
@@ -734,7 +735,7 @@ ways = {"whole": ("none",), "int8": ("int8",), "1 %": ("topk:0.01",),
 runs = {}
 with minidl.threads(1):
     for name, way in ways.items():
-        runs[name] = local.run(lambda each, way=way: learn_compressed(each, *way), 3)[0]
+        runs[name] = local.run(lambda each, way=way: learn_compressed(each, *way), 2)[0]
 
 # %% compression-picture
 for name, (accuracy, number) in runs.items():
@@ -746,7 +747,7 @@ curves({name: accuracy for name, (accuracy, _) in runs.items()}, x="epoch", y="a
 
 # %% [markdown] compression-words
 # A quarter of the bytes costs next to nothing: the curves of `whole` and `int8` nearly cover each other. One number in a hundred, with its
-# place, is hardly more than a hundredth of the bytes, and with feedback the network soon learns as well as with all of them. Without it the same
+# place, is between one and two hundredths of the bytes, and with feedback the network soon learns as well as with all of them. Without it the same
 # bytes teach less: weights whose gradients are always small never hear of them. (A percent or two more or less is chance: there are 360 test
 # images. And with momentum, which remembers too, it takes some epochs until feedback pays.)
 
