@@ -24,7 +24,7 @@ def scaling(series: Mapping[str, Any], *, x: str, y: str, limits: Mapping[str, A
             log: bool | tuple[bool, bool] = True, joined: bool = True, width: float = 6.0, height: float = 3.4) -> Picture:
     """Measured points and the lines between them, on logarithmic scales.
 
-    series: name to a pair (places, values) of rows of numbers. limits: of the same form; what theory says, drawn dashed and grey.
+    series: name to a pair (places, values) of rows of numbers. limits: of the same form; what the series are held against, drawn dashed and grey.
     x, y: what they are, with their unit. title: above; y unless given. log: whether the scales are logarithmic, both or (x, y).
     joined: whether lines join the points. width, height: in inches. ShapeError for what is no pair of rows, ArgumentError for numbers
     that a logarithmic scale does not have.
@@ -124,7 +124,7 @@ def columns(lines: list[Line], width: float) -> int:
 def in_words(lines: list[Line], dashed: list[Line], x: str, y: str, title: str | None) -> str:
     """What is to be seen."""
     words = [f"{title}: {y} over {x}." if title else f"{y} over {x}."]
-    for each, what in [*((each, "") for each in lines), *((each, ", as theory has it") for each in dashed)]:
+    for each, what in [*((each, "") for each in lines), *((each, " (dashed)") for each in dashed)]:
         ends = [f"{each.y[i]:.4g} at {each.x[i]:,.6g}" for i in ((0, -1) if len(each.x) > 1 else (0,))] if len(each.x) else ["nothing"]
         words.append(f"{each.name}{what}: {', '.join(ends)}.")
     return " ".join(words)

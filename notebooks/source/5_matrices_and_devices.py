@@ -1,8 +1,8 @@
 # %% [markdown] title
 # # 5. Batches, matrices and devices
 #
-# The loops of notebook 2 say what a convolution is. This notebook turns them into what computers are fast at: products of large
-# matrices. Then it takes the same code from a CPU to another device, and shows why arrays of two devices must not be mixed.
+# The loops of notebook 2 say what a convolution is. This notebook turns them into what computers are fast at: products of large matrices.
+# Then it takes the same code from a CPU to another device, and shows why arrays of two devices must not be mixed.
 #
 # **After this you can**
 # - say how many operations a product does for each byte that it moves, and why that sets its speed;
@@ -10,13 +10,17 @@
 # - tell apart four ways to convolve, run each of them in minidl, and say what each one saves;
 # - write a function that runs on any device, and mend a call that mixes devices.
 #
-# You need notebook 2 (convolution); notebook 1 (measuring) helps. It takes about 50 minutes. Where you are asked for a prediction, write
-# it in the place of `None` before you run what follows.
+# You need notebook 2 (convolution); notebook 1 (measuring) helps. It takes about 50 minutes.
+#
+# As before: where you are asked for a prediction, write it in the place of `None` before you run what follows.
 
 # %% imports
+import os
 from collections import Counter
-from contextlib import nullcontext
 from timeit import repeat
+
+for library in ("OPENBLAS", "MKL", "OMP", "VECLIB"):    # one core is what we measure,
+    os.environ[f"{library}_NUM_THREADS"] = "1"          # as in notebook 1
 
 import numpy as np
 
@@ -31,15 +35,9 @@ rng = np.random.default_rng(0)
 def normal(*shape):
     return rng.standard_normal(shape, dtype=np.float32)
 
-threads = minidl.threads if kernels.compiled() else nullcontext      # which cannot say how many
-
-def seconds(function, runs=7):
-    """The shortest of several runs, for what else goes on can only make one longer.
-
-    On one thread, which is disturbed least.
-    """
-    with threads(1):
-        return min(repeat(function, number=1, repeat=runs))
+def best(f, runs=7):
+    """The least seconds that f() took."""
+    return min(repeat(f, number=1, repeat=runs))
 
 # %% [markdown] one-or-many
 # ## One image or sixty-four
@@ -47,49 +45,59 @@ def seconds(function, runs=7):
 # **Predict.** A network takes a certain time for one image. How many times as long does it take for 64 images in one batch?
 
 # %% prediction-batch
-prediction = None
+times_as_long = None
 
 # %% batch-found
 model = models.create("lenet", input_shape=(1, 8, 8), classes=10, generator=0).eval()
 images = normal(64, 1, 8, 8)
 with minidl.no_grad():
-    one, many = (seconds(lambda n=n: model(images[:n]), 30) for n in (1, 64))
-print(f"{many / one:.1f} times as long for 64 times as many; {predicted(prediction)}")
+    one, many = (best(lambda n=n: model(images[:n]), 30) for n in (1, 64))
+print(f"{many / one:.1f} times as long for 64 times as many; "
+      f"{predicted(times_as_long)}")
 
 # %% [markdown] two-reasons
-# There are two reasons. The first is Python: each layer is a call, and a call costs the same for one image as for 64. The second
-# remains however large the network is, and it is about matrices.
+# There are two reasons why it is not 64 times. The first is Python: each layer is a call, and a call has the same price for one image as
+# for 64. The second remains however large the network is, and it is about matrices.
 #
 # ## A vector times a matrix, a matrix times a matrix
 #
 # An affine layer computes `x @ w`. For one example x is a row of numbers, and the whole matrix w must be fetched from memory to be used
-# once. For a batch x is a matrix itself, and each number of w, once fetched, is used for every example. Fetching is what takes time: a
-# core can do dozens of multiplications while one number comes from main memory.
+# once. For a batch x is a matrix too, and each number of w, once fetched, is used for every example. Fetching takes time: a core can do
+# dozens of multiplications while one number comes from main memory.
 #
-# One measures by *operations*: a product of (n, inputs) and (inputs, outputs) has n · inputs · outputs multiplications and as many
-# additions. GFLOP/s are billions of them in a second.
+# Speed is measured in GFLOP/s again, billions of operations in a second. A product of (n, inputs) and (inputs, outputs) has n · inputs ·
+# outputs multiplications and as many additions.
+#
+# **Predict.** How many times as many GFLOP/s does a batch of 256 examples reach as a single example?
+
+# %% prediction-products
+times_as_many = None
 
 # %% measure-products
-w = normal(3000, 5000)
-sizes = [1, 4, 16, 64, 256]
+w = normal(2000, 4500)                          # 36 MB: more than most caches hold
+sizes = [1, 4, 16, 64, 256, 1024]
 rates = []
 for n in sizes:
-    x = normal(n, 3000)
-    rates.append(2 * n * w.size / seconds(lambda x=x: x @ w, 4) / 1e9)
-print(f"a matrix of {w.nbytes / 1e6:.0f} MB:", *(f"{rate:.0f}" for rate in rates), "GFLOP/s")
+    x = normal(n, 2000)
+    rates.append(2 * n * w.size / best(lambda x=x: x @ w, 3) / 1e9)
+print(f"{rates[4] / rates[0]:.1f} times as many; {predicted(times_as_many)}")
 
 # %% picture-products
-if_memory_decides = [(n, rates[0] * n) for n in sizes if rates[0] * n < 2 * max(rates)]
-limits = {"if fetching w is all that takes time": tuple(zip(*if_memory_decides))}
+shown = [n for n in sizes if n * rates[0] < 4 * max(rates)]
+limits = {"if a batch took no longer than one example": (shown, [n * rates[0] for n in shown])}
 measured = {"measured": (sizes, rates)}
 pictures.scaling(measured, limits=limits, x="examples in the batch", y="GFLOP/s")
 
 # %% [markdown] seen-products
-# Along the dashed line a batch costs no more than one example: all that takes time is fetching w. From 4 examples on the measured rate
-# rises as steeply, only later, for the library first copies w into an order that pays off with many. Then it bends and becomes level: now
-# arithmetic takes the time, and more examples bring nothing more.
+# Both axes are logarithmic. The dashed line is what a batch would reach if fetching w were all that takes time: the batch would take no
+# longer than one example, and do n times the work. The measured rate stays below it, but it rises too: larger batches use more of what a
+# core can do. (From 1 to 4 examples often little is gained, or nothing: for several examples the library first copies w into another
+# order, which pays off only with many.) In the end the line becomes level. Now the arithmetic takes the time, and more examples bring
+# nothing more.
 #
-# The number that decides is the *arithmetic intensity*: operations for each byte that must be moved.
+# What decides is the *arithmetic intensity*: how many operations there are for each byte that must be moved. The bytes that memory
+# delivers in a second, times the intensity, are the most operations that a product can do in a second. Only where that is more than the
+# core can do, the core itself is the limit.
 
 # %% [markdown] task-intensity
 # **Exercise.** Write the arithmetic intensity of `y = x @ w` in float32, where x is (n, inputs) and w is (inputs, outputs). Count
@@ -107,8 +115,8 @@ def intensity(n, inputs, outputs):
     return operations / (4 * (n * inputs + inputs * outputs + n * outputs))
 
 # %% because intensity
-# A float32 has 4 bytes. For n = 1 nearly all bytes are w's, and there are 2 operations for 4 bytes: half an operation for a byte, however
-# large the layer is. With n examples it is nearly n / 2, until x and y weigh as much as w.
+# A float32 has 4 bytes. For n = 1 nearly all bytes are those of w, and there are 2 operations for 4 bytes: half an operation for a byte,
+# however large the layer is. With n examples it is nearly n / 2, as long as x and y are small beside w.
 
 # %% wrong intensity counts multiplications only
 def intensity(n, inputs, outputs):
@@ -117,6 +125,18 @@ def intensity(n, inputs, outputs):
 # %% wrong intensity counts numbers for bytes
 def intensity(n, inputs, outputs):
     return 2 * n * inputs * outputs / (n * inputs + inputs * outputs + n * outputs)
+
+# %% wrong intensity forgets what is written
+def intensity(n, inputs, outputs):
+    return 2 * n * inputs * outputs / (4 * (n * inputs + inputs * outputs))
+
+# %% wrong intensity float64 for float32
+def intensity(n, inputs, outputs):
+    return 2 * n * inputs * outputs / (8 * (n * inputs + inputs * outputs + n * outputs))
+
+# %% wrong intensity bytes for each operation
+def intensity(n, inputs, outputs):
+    return 4 * (n * inputs + inputs * outputs + n * outputs) / (2 * n * inputs * outputs)
 
 # %% wrong intensity fetches w anew for each example
 def intensity(n, inputs, outputs):
@@ -139,23 +159,19 @@ check(intensity, counted, on=[(1, 30, 20), (16, 30, 20), (64, 8, 8)],
 # %% [markdown] im2col
 # ## A convolution as a product
 #
-# A convolution is no product of matrices: windows overlap. *im2col* makes it one. It lays out every patch that the filter will see as a
-# column of a matrix. The filter becomes a row, and row times matrix gives all places at once. Many filters are many rows, a matrix again.
-#
-# **Predict.** Padding keeps an image of 64 x 64 at its size, and the filter is 3 x 3. The matrix has how many times as many numbers as
-# the image?
-
-# %% prediction-memory
-prediction = None
+# The fastest thing that a computer can do with many numbers is a product of matrices. A convolution is none, but *im2col* (image to
+# columns) makes it one. It copies every patch that the filter will see into a column of a matrix. The filter is written as a row. Then row
+# times matrix gives the results at all places at once. Several filters are several rows, which is a matrix again.
 
 # %% im2col-picture
 pictures.im2col_matrix(np.arange(1, 26).reshape(5, 5), kernel=3, at=(1, 1))
 
 # %% [markdown] seen-im2col
-# Each pixel keeps its colour. In the image it is there once; in the matrix it is there once for each window that covers it, the middle
-# pixel nine times. The frame marks one patch and its column. Going one column to the right is going one step with the window.
+# Each pixel has a colour of its own and keeps it. The frame marks one patch, and the column that it becomes. The next column on the right
+# is the next place of the window. In the image each pixel is there once. In the matrix it is there once for each window that covers it:
+# follow the middle pixel, 13, which is there nine times.
 #
-# That it is the same convolution:
+# The product gives the same numbers as `conv2d`, here for 8 filters on an image of 3 channels:
 
 # %% im2col-is-convolution
 x, w = normal(1, 3, 12, 12), normal(8, 3, 5, 5)
@@ -168,7 +184,14 @@ print("as conv2d does:", np.allclose(y.reshape(8, 8, 8), F.conv2d(x, w)[0], atol
 # %% [markdown] memory
 # ## The memory it eats
 #
-# What is gained in speed is paid for in memory. Here is how much larger the matrix is than the image, for filters of k x k and strides s.
+# What is gained in speed is paid for in memory.
+#
+# **Predict.** An image has 64 x 64 pixels, the filter is 3 x 3, and padding 1 keeps the size. How many times as many numbers as the image
+# has the matrix? And with stride 2?
+
+# %% prediction-memory
+times_with_stride_1 = None
+times_with_stride_2 = None
 
 # %% measure-memory
 image, sides = normal(1, 1, 64, 64), (1, 3, 5, 7)
@@ -178,24 +201,27 @@ def larger(k, stride):
     window = kernels.Window((k, k), (stride, stride), padding=(k // 2, k // 2))
     return kernels.im2col(image, window).nbytes / image.nbytes
 
-print(f"3 x 3, stride 1: {larger(3, 1):.2f} times; {predicted(prediction)}")
+print(f"stride 1: {larger(3, 1):.2f} times; {predicted(times_with_stride_1)}")
+print(f"stride 2: {larger(3, 2):.2f} times; {predicted(times_with_stride_2)}")
 
 # %% picture-memory
 curves = {f"stride {s}": (sides, [larger(k, s) for k in sides]) for s in (1, 2, 3)}
-pictures.scaling(curves, x="filter size k", y="size of the matrix, in images", log=False)
+pictures.scaling(curves, x="k, for filters of k x k",
+                 y="numbers in the matrix for each pixel", log=False)
 
 # %% [markdown] seen-memory
-# A pixel is under k · k windows if the stride is 1. With stride s only every s-th window is there in each direction, so it is k · k / (s
-# · s). What that means for a real layer, the second of VGG-16, with 64 images:
+# With stride 1 a pixel lies under k² windows, but for the pixels at the edge. With stride s only every s-th window is there, in both
+# directions, so it is about k² / s². What does that mean for a layer of everyday size? The second convolution of VGG-16, a well-known
+# network, gets 64 channels of 224 x 224. With a batch of 64 images:
 
 # %% vgg-memory
 count, channels, side, k = 64, 64, 224, 3
-image_bytes = 4 * count * channels * side ** 2
-print(f"images: {image_bytes / 1e9:.2f} GB   matrix: {image_bytes * k * k / 1e9:.2f} GB")
+input_bytes = 4 * count * channels * side ** 2
+print(f"input {input_bytes / 1e9:.2f} GB, matrix {input_bytes * k * k / 1e9:.2f} GB")
 
 # %% [markdown] pieces
-# Nobody makes that matrix as a whole. minidl makes it in pieces that fit into a cache, uses each for a product, and throws it away:
-# see `conv2d` in `minidl/kernels/reference.py`.
+# Nobody makes that matrix as a whole. minidl makes it in pieces that fit into a cache, uses each piece for a product, and then overwrites
+# it with the next: see `conv2d` in `minidl/kernels/reference.py`.
 
 # %% [markdown] task-columns
 # **Exercise.** Write the shape of the matrix that im2col makes of one image: its rows and its columns. All windows and images here are
@@ -226,6 +252,20 @@ def columns_shape(channels, side, k, stride, padding):
     places = (side + padding - k) // stride + 1
     return channels * k * k, places * places
 
+# %% wrong columns-shape counts steps and not places
+def columns_shape(channels, side, k, stride, padding):
+    places = (side + 2 * padding - k) // stride
+    return channels * k * k, places * places
+
+# %% wrong columns-shape a row of the image for all of it
+def columns_shape(channels, side, k, stride, padding):
+    places = (side + 2 * padding - k) // stride + 1
+    return channels * k * k, places
+
+# %% wrong columns-shape a column for each pixel
+def columns_shape(channels, side, k, stride, padding):
+    return channels * k * k, side * side
+
 # %% wrong columns-shape rows and columns changed about
 def columns_shape(channels, side, k, stride, padding):
     places = (side + 2 * padding - k) // stride + 1
@@ -244,16 +284,17 @@ check(columns_shape, made, on=layers,
 # %% [markdown] four-ways
 # ## Four ways to convolve
 #
-# The matrix need not be made at all. minidl knows, beside im2col, two ways that are compiled (with the extra `fast`):
+# The matrix need not be made at all. Beside im2col minidl has two compiled kernels that do without it, if the extra `fast` is installed:
 #
 # | way | how | multiplications |
 # |---|---|---|
 # | a loop | five loops in Python, number by number | all |
 # | `im2col` | copies patches, then one product of matrices | all |
-# | `direct` | reads patches where they are, and keeps sums in registers | all |
+# | `direct` | reads patches where they are, and keeps the sums inside the core | all |
 # | `winograd` | transforms tiles of 6 x 6 pixels, and multiplies those | a quarter, for 3 x 3 filters |
 #
-# Which one runs is decided by the shape; `algorithm=` asks for one of them. First the loop, for one image and one filter:
+# `F.conv2d` looks at the shapes and chooses one of them; with `algorithm=` you choose. (There is also `fft`, for large filters: see
+# `docs/cpu.md`.) First the loop, for one image and one filter:
 
 # %% by-loop
 def by_loop(x, w):
@@ -272,66 +313,72 @@ def by_loop(x, w):
 x, w = normal(8, 32, 66, 66), normal(32, 32, 3, 3)
 ways = ["im2col", "direct", "winograd"] if kernels.compiled() else ["im2col"]
 if not kernels.compiled():
-    print("there is only im2col here; pip install 'minidl[fast]' brings the others (Numba)")
+    print("only im2col is here; pip install 'minidl[fast]' brings the others")
 truth = by_loop(x[0, :, :10, :10], w[0])
 for way in ways:
     y = F.conv2d(x, w, algorithm=way)
     away = abs(y[0, 0, :8, :8] - truth).max() / abs(truth).max()
-    print(f"{way:9} {y.shape}, at most {away:.0e} away from the loop's result")
+    print(f"{way:9} {y.shape}, away from the loop by {away:.0e} of its largest number")
 
 # %% [markdown] predict-ways
-# All agree, but for rounding. Winograd's errors are the largest, as a rule: its transforms add and subtract numbers before they are
-# multiplied.
+# All agree but for rounding. As a rule Winograd's errors are the largest, since it adds and subtracts numbers before it multiplies them.
 #
-# **Predict.** How many times faster than the loop is the fastest of them, for the same number of multiplications?
+# **Predict.** How many times faster than the loop is the fastest of them, for the same work?
 
 # %% prediction-ways
-prediction = None
+times_faster = None
 
 # %% measure-ways
-time = seconds(lambda: by_loop(x[0, :, :10, :10], w[0]), 3)
+time = best(lambda: by_loop(x[0, :, :10, :10], w[0]), 3)
 costs = {"loop": 1e9 * time / (8 * 8 * w[0].size)}
 for way in ways:
-    time = seconds(lambda way=way: F.conv2d(x, w, algorithm=way), 25)
+    time = best(lambda way=way: F.conv2d(x, w, algorithm=way), 25)
     costs[way] = 1e9 * time / (8 * 64 * 64 * w.size)
-print(f"{costs['loop'] / min(costs.values()):,.0f} times faster; {predicted(prediction)}")
+print(f"{costs['loop'] / min(costs.values()):,.0f} times faster; {predicted(times_faster)}")
 pictures.bars(costs, x="nanoseconds for each multiplication of the loop", log=True)
 
 # %% [markdown] seen-ways
-# The scale is logarithmic: each line is ten times the one before. From the loop to im2col it is the library that makes the difference. From
-# im2col to direct it is that no patch is copied, and from there to Winograd that fewer multiplications are left. The last gain is less than
-# a quarter promises, for the transforms cost too.
+# The scale is logarithmic: each mark is ten times the one before it. All times are divided by the same number, the multiplications that
+# the loop would make. From the loop to im2col, the library makes the difference. The direct way copies no patches. Winograd makes fewer
+# multiplications, but it does not gain a factor of four by that, since its transforms cost time too.
 #
-# To choose for all that is called, and not for one call, there is a `with` block: `kernels.using("reference")` takes the pages to read,
-# `"direct"` the compiled ones without Winograd, `"fastest"` is what runs anyway.
+# `algorithm=` is for one call. For everything inside a `with` block there is `kernels.using`, as in notebook 1: `"reference"` takes the
+# kernels that are written to be read, with im2col, `"direct"` the compiled ones without Winograd, and `"fastest"` those that run anyway.
 
 # %% using
 for which in ("reference", "direct", "fastest"):
     with kernels.using(which):
-        print(f"{which:10} {1000 * seconds(lambda: F.conv2d(x, w), 25):6.1f} ms")
+        print(f"{which:10} {1000 * best(lambda: F.conv2d(x, w), 25):6.1f} ms")
 
 # %% [markdown] task-winograd
-# **Exercise.** Winograd in the small: a filter of 3 numbers on 4 numbers gives 2 outputs. Written out that takes 6 multiplications. Four
-# products are enough (the sums of g are made once for a filter, and used for the whole image). Say how the two outputs follow from them,
-# with additions and subtractions only.
+# How can a result be right with fewer multiplications? Here is Winograd's idea in the small. A filter g of 3 numbers lies on 4 numbers d,
+# at two places, and gives two outputs:
+#
+#     d[0] g[0] + d[1] g[1] + d[2] g[2]        d[1] g[0] + d[2] g[1] + d[3] g[2]
+#
+# That takes 6 multiplications. But the four products m1 to m4 below are enough. (The sums of g, and their halves, are computed once for a
+# filter and used for the whole image, so they do not count.)
+#
+# **Exercise.** Make the two outputs from m1 to m4, with additions and subtractions only.
 
 # %% exercise winograd
 def two_outputs(d, g):
-    """d[0] g[0] + d[1] g[1] + d[2] g[2] and d[1] g[0] + d[2] g[1] + d[3] g[2], in an array."""
+    """Both outputs, in an array. d: 4 numbers. g: a filter of 3."""
     m1, m2 = (d[0] - d[2]) * g[0], (d[1] + d[2]) * (g[0] + g[1] + g[2]) / 2
     m3, m4 = (d[2] - d[1]) * (g[0] - g[1] + g[2]) / 2, (d[1] - d[3]) * g[2]
     return ...
 
 # %% solution winograd
 def two_outputs(d, g):
-    """d[0] g[0] + d[1] g[1] + d[2] g[2] and d[1] g[0] + d[2] g[1] + d[3] g[2], in an array."""
+    """Both outputs, in an array. d: 4 numbers. g: a filter of 3."""
     m1, m2 = (d[0] - d[2]) * g[0], (d[1] + d[2]) * (g[0] + g[1] + g[2]) / 2
     m3, m4 = (d[2] - d[1]) * (g[0] - g[1] + g[2]) / 2, (d[1] - d[3]) * g[2]
     return np.array([m1 + m2 + m3, m2 - m3 - m4])
 
 # %% because winograd
-# m2 + m3 = d1 g1 + d2 (g0 + g2), and m2 − m3 = d1 (g0 + g2) + d2 g1. The first lacks d0 g0 and has d2 g0 too much, which is m1; the second
-# lacks d3 g2 and has d1 g2 too much, which is −m4. In two directions 4 · 4 products stand for 6 · 6; with tiles of 6, 36 stand for 144.
+# m2 + m3 = d1 g1 + d2 (g0 + g2), and m2 − m3 = d1 (g0 + g2) + d2 g1. The first lacks d0 g0 and has d2 g0 too much: add m1. The second
+# lacks d3 g2 and has d1 g2 too much: subtract m4. In an image, which has two directions, 4 · 4 products do the work of 6 · 6. With tiles
+# of 6 x 6 pixels, which give 4 x 4 outputs, 36 do the work of 144: that is the quarter in the table.
 
 # %% wrong winograd a sign
 def two_outputs(d, g):
@@ -344,6 +391,18 @@ def two_outputs(d, g):
     m1, m2 = (d[0] - d[2]) * g[0], (d[1] + d[2]) * (g[0] + g[1] + g[2]) / 2
     m3, m4 = (d[2] - d[1]) * (g[0] - g[1] + g[2]) / 2, (d[1] - d[3]) * g[2]
     return np.array([m1 + m2 + m3, m2 + m3 - m4])
+
+# %% wrong winograd the outputs exchanged
+def two_outputs(d, g):
+    m1, m2 = (d[0] - d[2]) * g[0], (d[1] + d[2]) * (g[0] + g[1] + g[2]) / 2
+    m3, m4 = (d[2] - d[1]) * (g[0] - g[1] + g[2]) / 2, (d[1] - d[3]) * g[2]
+    return np.array([m2 - m3 - m4, m1 + m2 + m3])
+
+# %% wrong winograd all four for each output
+def two_outputs(d, g):
+    m1, m2 = (d[0] - d[2]) * g[0], (d[1] + d[2]) * (g[0] + g[1] + g[2]) / 2
+    m3, m4 = (d[2] - d[1]) * (g[0] - g[1] + g[2]) / 2, (d[1] - d[3]) * g[2]
+    return np.array([m1 + m2 + m3 + m4, m1 + m2 - m3 - m4])
 
 # %% wrong winograd half the products for each output
 def two_outputs(d, g):
@@ -365,8 +424,9 @@ check(two_outputs, written_out, on=numbers,
 # %% [markdown] devices
 # ## The same code on another device
 #
-# A GPU has its own memory and its own library: CuPy, whose arrays look like NumPy's. minidl has no switch for it. **The array decides**:
-# each function asks its argument which library made it, and calls that one.
+# A *device* is what has a memory of its own and computes with what lies there: the CPU is one, a GPU is another. For GPUs there is the
+# library CuPy, whose arrays behave like NumPy's. minidl has no switch between the two. **The array decides**: each function asks its
+# argument which library made it, and calls that one.
 
 # %% array-decides
 x = normal(2, 3)
@@ -380,32 +440,34 @@ def softmax(x):
 softmax(x).sum(axis=-1).round(6)
 
 # %% [markdown] to-a-gpu
-# To bring an array to a GPU you name the device. What happens on this machine?
+# To bring an array to a GPU you name the device: "cuda:0" is the first GPU. What happens on this machine?
 
 # %% fails to-a-gpu-without
 y = softmax(backend.asarray(x, "cuda:0"))
 print("it ran on", backend.device_of(y))
 
 # %% [markdown] a-far-device
-# **Why does this fail?** If it does: there is no CuPy here, or no GPU, and the error says which and what to do. Nothing was computed on
+# **Why does this fail?** If it does, there is no CuPy here, or no GPU. The error says which, and what to do. And nothing was computed on
 # the CPU instead: you asked for a device, and you are told that you cannot have it.
 #
-# The rest needs a second device, so here is one that every machine has. Its arrays are NumPy's, but they say that they lie far away, and
-# its library notes what is asked of it. With `backend.register` minidl knows it; CuPy is made known by the same call. (It is kinder than
-# a GPU, since NumPy can read its arrays. minidl's own tests run on one that is as strict: `tests/strict.py`.)
+# What follows needs a second device, so here is one for every machine. Its arrays are NumPy's, but they say that they lie far away, on
+# "far:0". Its library is NumPy under another name, and it writes down what it is asked to do. `backend.register` makes it known to minidl;
+# CuPy is made known by the same call. You need not understand these two cells to go on. (A real GPU is stricter, since NumPy cannot read
+# its arrays. minidl's own tests use an imitation that is as strict, in `tests/strict.py`.)
 
 # %% far-device
 class FarArray(np.ndarray):
     """An array that says it lies on the device far:0."""
 
 class FarLibrary:
-    """NumPy under another name, which writes down what is asked of it."""
-    __name__, asked = "far", []
+    """NumPy under another name, which writes down what it is asked, and of what."""
+    __name__, asked, copied = "far", [], []
 
     def __getattr__(self, name):
         found = getattr(np, name)
         def call(*args, **options):
             self.asked.append(name)
+            self.copied.extend(a for a in args if type(a) is np.ndarray)    # from the CPU
             y = found(*args, **options)
             return y.view(FarArray) if isinstance(y, np.ndarray) else y
         return call if callable(found) and not isinstance(found, type) else found
@@ -423,8 +485,10 @@ print("made by", backend.of(y_far).__name__, "- lies on", backend.device_of(y_fa
 print("asked of its library:", far.asked)
 
 # %% [markdown] train-far
-# `softmax` was not changed. Neither is a model: `to` moves its weights, and from then on every layer asks the far library. A step
-# forward and backward, on both devices:
+# `softmax` was not changed, and it ran on the far device. (`max` and `sum` are methods of the array itself, so the library was asked for
+# `exp` only.) The same holds for a model: `to` moves its weights, and from then on every layer asks the far library. Here is a pass
+# forward and backward, on both devices, with the same weights and images. Both use the reference kernels, since the compiled ones are for
+# the CPU only and round differently.
 
 # %% far-model
 def lenet_on(device):
@@ -450,23 +514,24 @@ print("the same gradient to the bit:", same)
 print("asked most often:", Counter(far.asked).most_common(5))
 
 # %% [markdown] mixing
-# **Why does this fail?** The model lies far away, and the images do not.
+# And if the model lies far away, and the images do not?
 
 # %% fails mixing-devices
 model = lenet_on("far:0")
 model(normal(4, 1, 8, 8))
 
 # %% [markdown] why-not-mixed
-# minidl could copy the images for you. It refuses, for three reasons. A copy between devices is among the slowest things that a program
-# can do, and one that nobody sees is made again at every step. To which of the two devices the result belongs is your decision, not the
-# library's. And on a real GPU NumPy cannot read the array at all. So the error is raised where it arises, before anything is computed. It
-# names the layer, where each argument lies, and the call that mends it. The mended line:
+# **Why does this fail?** minidl could copy the images for you. It refuses, for two reasons. A copy between devices is among the slowest
+# things that a program can do, and one that nobody sees is made again at every step. And on which of the two devices the result should lie
+# is for you to say, not for the library. So the error is raised at once, before anything is computed. It names the layer, where each
+# argument lies, and a call that brings one to the other. You choose which: here the images go to the model.
 
 # %% mended
 model(backend.asarray(normal(4, 1, 8, 8), "far:0")).device
 
 # %% [markdown] task-one-hot
-# **Exercise.** This function runs on the CPU only. Write it so that it runs where its labels lie, and makes what it needs there.
+# **Exercise.** This function makes its array on the CPU, wherever the labels lie. Write it so that it computes on the device of the
+# labels, and nothing is copied between devices.
 #
 # ```python
 # def one_hot(labels, classes):
@@ -484,12 +549,24 @@ def one_hot(labels, classes):
     return backend.of(labels).eye(classes, dtype=np.float32)[labels]
 
 # %% because one-hot
-# Arithmetic with what is there stays on its device by itself. What must be asked for is whatever *makes* an array: `eye`, `zeros`,
-# `arange`. A dtype such as `np.float32` is only a name, and both libraries take it.
+# Arithmetic with an array stays on the device of that array without your doing anything. Only what *makes* an array must be asked of the
+# right library: `eye`, `zeros`, `arange`. A dtype such as `np.float32` is only a name, and both libraries take it.
 
 # %% wrong one-hot made by NumPy, wherever the labels lie
 def one_hot(labels, classes):
     return np.eye(classes, dtype=np.float32)[labels]
+
+# %% wrong one-hot made by NumPy, and copied by the labels' library
+def one_hot(labels, classes):
+    return backend.of(labels).asarray(np.eye(classes, dtype=np.float32))[labels]
+
+# %% wrong one-hot always far away
+def one_hot(labels, classes):
+    return far.eye(classes, dtype=np.float32)[labels]
+
+# %% wrong one-hot of another dtype
+def one_hot(labels, classes):
+    return backend.of(labels).eye(classes)[labels]
 
 # %% wrong one-hot right, but by way of the CPU
 def one_hot(labels, classes):
@@ -501,33 +578,35 @@ def one_hot(labels, classes):
     return backend.to_numpy(backend.of(labels).eye(classes, dtype=np.float32)[labels])
 
 # %% check one-hot
-def outcome(labels, classes):
-    far.asked.clear()
-    y = one_hot(labels, classes)
-    where = "on the far device" if far.asked else "on the CPU"
-    if y is ...:
-        return y
-    return {"its device": backend.device_of(y), "its numbers": y, "where it was made": where}
+def facts(y, made_far, copied):
+    return {"its numbers": y, "its dtype": str(y.dtype), "its device": backend.device_of(y),
+            "whether the far library made it": made_far, "whether it was copied": copied}
 
-def expected(labels, classes):
-    device, rows = backend.device_of(labels), backend.to_numpy(labels)
-    numbers = np.array([[float(k == label) for k in range(classes)] for label in rows])
-    where = "on the CPU" if device == "cpu" else "on the far device"
-    return {"its device": device, "its numbers": numbers, "where it was made": where}
+def found(labels, classes):
+    far.asked.clear(), far.copied.clear()
+    y = one_hot(labels, classes)
+    return y if y is ... else facts(y, bool(far.asked), bool(far.copied))
+
+def wanted(labels, classes):
+    rows = [[float(k == label) for k in range(classes)] for label in backend.to_numpy(labels)]
+    device = backend.device_of(labels)
+    y = backend.asarray(np.array(rows, np.float32), device)
+    return facts(y, device == "far:0", False)
 
 near = np.array([2, 0, 1, 2])
-check(outcome, expected, on=[(near, 3), (backend.asarray(near, "far:0"), 5)],
-      hint="Which library made the labels? Let that one make the array too.")
+check(found, wanted, on=[(near, 3), (backend.asarray(near, "far:0"), 5)],
+      hint="Which library made the labels? Let that one make the array too, from nothing, "
+           "in float32.")
 
 # %% [markdown] end
 # ## What you have seen
 #
-# A batch turns vector times matrix into matrix times matrix: weights are fetched once and used many times, until arithmetic and not memory
-# sets the pace. im2col makes a convolution such a product, for k · k / (s · s) times the memory; compiled kernels do without the
-# matrix, and Winograd's with fewer multiplications. None of this changes what is computed. Nor does the device: the array decides where
-# its numbers are crunched, and two devices are never mixed behind your back.
+# A batch makes a product of two matrices out of a vector times a matrix. Weights are fetched once and used many times, until arithmetic
+# and not memory sets the pace. im2col makes such a product of a convolution, for about k² / s² times the memory. Compiled kernels do
+# without the matrix, and Winograd's also with fewer multiplications. None of this changes what is computed, but for rounding. Nor does the
+# device: the array decides where its numbers are computed, and two devices are never mixed behind your back.
 #
-# **Where it stands in the code:** im2col in `minidl/kernels/reference.py`; the compiled ones in `minidl/kernels/cpu/` (`vector.py` first,
-# then `direct.py` and `winograd.py`), and `docs/cpu.md` on all of them; devices in `minidl/backend.py`.
+# **Where it stands in the code.** `minidl/kernels/reference.py`: im2col. `minidl/kernels/cpu/`: the compiled kernels (`vector.py` first,
+# then `direct.py` and `winograd.py`), and `docs/cpu.md` on all of them. `minidl/backend.py`: devices.
 #
-# **Next:** 6. *Natural gradient and K-FAC*: a step that knows how the valley is shaped.
+# **Next.** [6. Natural gradient and K-FAC](6_natural_gradient.ipynb): a step that knows how the valley is shaped.

@@ -10,12 +10,12 @@ from minidl.pictures import bars, scaling
 
 
 class TestScaling:
-    def test_shows_what_was_measured_and_what_theory_says(self):
+    def test_shows_what_was_measured_and_what_it_is_held_against(self):
         picture = scaling({"loop": ([1, 10, 100], [2.0, 20.0, 200.0])}, x="numbers", y="ms", limits={"n": ([1, 100], [1, 100])})
         axes, = picture.figure.axes
         np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[1, 2], [10, 20], [100, 200]])
         assert axes.get_xscale() == axes.get_yscale() == "log"
-        assert picture.words == "ms over numbers. loop: 2 at 1, 200 at 100. n, as theory has it: 1 at 1, 100 at 100."
+        assert picture.words == "ms over numbers. loop: 2 at 1, 200 at 100. n (dashed): 1 at 1, 100 at 100."
 
     def test_names_the_places_that_were_measured_if_they_are_few(self):
         few, many = ([2 ** k for k in range(n)] for n in (6, 12))
