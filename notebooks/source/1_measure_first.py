@@ -179,7 +179,7 @@ for name, (sort, largest) in sorts.items():
     ns = [n for n in 50 * 2 ** np.arange(13) if n <= largest]
     lists = [rng.normal(size=n) if sort is np.sort else rng.normal(size=n).tolist() for n in ns]
     print(f"{name:13} sorts rightly:", list(sort(lists[0])) == sorted(lists[0]))
-    rounds = [[timed(sort, numbers) for numbers in lists] for _ in range(25)]
+    rounds = [[best(sort, numbers, repeat=3) for numbers in lists] for _ in range(8)]
     seconds[name] = np.array(ns), np.min(rounds, axis=0)        # of each length the fastest run
 
 # %% slopes
