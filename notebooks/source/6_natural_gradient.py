@@ -244,11 +244,11 @@ found = {(name, zero): descend(x, method)
          for zero, x in thermometers.items() for name, method in methods.items()}
 
 # %% left-valley
-def valley(zero, paths):
+def valley(zero, paths, x=(-3, 5), y=(-0.6, 3.4)):
     def loss(w, b):
         lines = w[..., None] * thermometers[zero].ravel() + b[..., None]
         return ((lines - sold.ravel()) ** 2).mean(axis=-1)
-    return landscape(loss, paths, x=(-3, 5), y=(-0.6, 3.4), names=("w", "b"), title=zero)
+    return landscape(loss, paths, x=x, y=y, names=("w", "b"), title=zero)
 
 valley("zero at 20 degrees", {name: found[name, "zero at 20 degrees"][0] for name in methods})
 
@@ -616,12 +616,14 @@ for damping in (0, 0.01, 0.1, 1, 10, 100):
 def damped_path(damping):
     return descend(freezing, lambda line: natural(line, damping))[0]
 
-valley("zero at freezing", {f"damping {each}": damped_path(each) for each in (0, 1, 10)})
+paths = {f"damping {each}": damped_path(each) for each in (0, 1, 10)}
+valley("zero at freezing", paths, x=(-0.6, 1.8), y=(-0.1, 1.3))         # from nearer
 
 # %% [markdown] effect-words
-# Without damping it is the natural gradient. With much damping it is a short piece of the gradient itself: that path goes down to the bottom
-# of the valley, and gets no farther in its 30 steps. In between, the step is hardly shortened along the steep direction, and held back along the
-# flat one, of which F knows little. Damping says how far you trust the parabola from the beginning of this notebook.
+# Without damping it is the natural gradient. With much damping it is a short piece of the gradient itself: that path goes straight down
+# the side of the valley, and has not arrived after 30 steps. In between, the step is hardly shortened along the steep direction, and
+# held back along the flat one, of which F knows little: the path comes to the bottom first, and then turns along it. Damping says how
+# far you trust the parabola from the beginning of this notebook.
 
 # %% [markdown] race
 # ## Over epochs, over seconds
