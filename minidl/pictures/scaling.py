@@ -24,8 +24,9 @@ def scaling(series: Mapping[str, Any], *, x: str, y: str, limits: Mapping[str, A
             log: bool | tuple[bool, bool] = True, joined: bool = True, width: float = 6.0, height: float = 3.4) -> Picture:
     """Measured points and the lines between them, on logarithmic scales.
 
-    series: name to a pair (places, values) of rows of numbers. limits: of the same form; what the series are held against, drawn dashed and grey.
-    x, y: what they are, with their unit. title: above; y unless given. log: whether the scales are logarithmic, both or (x, y).
+    series: name to a pair (places, values) of rows of numbers. limits: of the same form; what the series are held against, drawn
+    dashed and grey. x, y: what they are, with their unit. title: above; y unless given. log: whether the scales are logarithmic,
+    both or (x, y).
     joined: whether lines join the points. width, height: in inches. ShapeError for what is no pair of rows, ArgumentError for numbers
     that a logarithmic scale does not have.
     MissingExtra without Matplotlib.

@@ -164,12 +164,12 @@ check(intensity, counted, on=[(1, 30, 20), (16, 30, 20), (64, 8, 8)],
 # times matrix gives the results at all places at once. Several filters are several rows, which is a matrix again.
 
 # %% im2col-picture
-pictures.im2col_matrix(np.arange(1, 26).reshape(5, 5), kernel=3, at=(1, 1))
+pictures.im2col_matrix(np.arange(1, 26).reshape(5, 5), kernel=3, at=(1, 1), follow=(2, 2))
 
 # %% [markdown] seen-im2col
 # Each pixel has a colour of its own and keeps it. The frame marks one patch, and the column that it becomes. The next column on the right
 # is the next place of the window. In the image each pixel is there once. In the matrix it is there once for each window that covers it:
-# follow the middle pixel, 13, which is there nine times.
+# the ringed pixel in the middle is there nine times.
 #
 # The product gives the same numbers as `conv2d`, here for 8 filters on an image of 3 channels:
 
@@ -338,9 +338,9 @@ print(f"{costs['loop'] / min(costs.values()):,.0f} times faster; {predicted(time
 pictures.bars(costs, x="nanoseconds for each multiplication of the loop", log=True)
 
 # %% [markdown] seen-ways
-# The scale is logarithmic: each mark is ten times the one before it. All times are divided by the same number, the multiplications that
-# the loop would make. From the loop to im2col, the library makes the difference. The direct way copies no patches. Winograd makes fewer
-# multiplications, but it does not gain a factor of four by that, since its transforms cost time too.
+# The scale is logarithmic: each mark is ten times the one before it. The loop ran on a small piece of the work only, so all times are
+# given for one multiplication of the loop. From the loop to im2col, the library makes the difference. The direct way copies no patches.
+# Winograd makes fewer multiplications, but it does not gain a factor of four by that, since its transforms cost time too.
 #
 # `algorithm=` is for one call. For everything inside a `with` block there is `kernels.using`, as in notebook 1: `"reference"` takes the
 # kernels that are written to be read, with im2col, `"direct"` the compiled ones without Winograd, and `"fastest"` those that run anyway.

@@ -5,6 +5,8 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="drawing needs the extra viz")
 
+from matplotlib.patches import Circle
+
 from minidl import kernels
 from minidl.errors import ArgumentError, ShapeError
 from minidl.pictures import im2col_matrix
@@ -57,3 +59,14 @@ def test_refuses_a_patch_that_is_not_there():
 def test_refuses_several_images():
     with pytest.raises(ShapeError, match="not one image"):
         im2col_matrix(X[None], 3)
+
+
+def test_rings_a_pixel_wherever_it_is():
+    picture = im2col_matrix(np.arange(25).reshape(5, 5), 3, follow=(2, 2))
+    axes, = picture.figure.axes
+    ringed = [each.center for each in axes.patches if isinstance(each, Circle)]
+    texts = {tuple(round(z, 6) for z in text.get_position()): text.get_text() for text in axes.texts}
+    assert [texts[tuple(round(z, 6) for z in place)] for place in ringed] == ["12"] * 10
+    assert "9 times in the matrix" in picture.words
+    with pytest.raises(ArgumentError, match="there is no pixel"):
+        im2col_matrix(X, 2, follow=(4, 0))
