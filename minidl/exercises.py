@@ -55,6 +55,8 @@ def check(answer: Any, expected: Any, *, on: Sequence[Any] | None = None, hint: 
             found = answer(*_copies(arguments))
         except Exception as error:      # whatever a learner's code raises is a wrong answer, and this shows what it was
             return Verdict("wrong", _joined(f"{given} raised {type(error).__name__}: {error}", hint))
+        if found is None:
+            return Verdict("open", "The function returns nothing so far.")
         verdict = _verdict(found, expected(*_copies(arguments)), given, hint, close)
         if verdict.state != "right":
             return verdict
@@ -119,7 +121,8 @@ def _difference(answer: Any, expected: Any, what: str, close: float) -> str:
             return f"{what} must name {', '.join(map(str, expected))}"
         return next(filter(None, (_difference(answer[key], value, f"{what} for {key}", close) for key, value in expected.items())), "")
     if isinstance(expected, tuple):
-        if not isinstance(answer, list | tuple) or len(answer) != len(expected):
+        several = isinstance(answer, list | tuple) or (isinstance(answer, np.ndarray) and answer.ndim > 0)
+        if not several or len(answer) != len(expected):
             return f"{what} must be {len(expected)} things, in a tuple"
         parts = (_difference(a, e, f"{what}'s number {k + 1}", close) for k, (a, e) in enumerate(zip(answer, expected)))
         return next(filter(None, parts), "")

@@ -10,7 +10,7 @@ from minidl.exercises import check, check_gradient
 class TestCheck:
     @pytest.mark.parametrize("answer, expected", [
         (36, 36), (36.0, 36), (np.float32(0.1), 0.1), ([1, 2], np.array([1, 2])), (True, True), ("rows", "rows"),
-        ((2, 3), (2, 3)), ([2, [1.0, 2.0]], (2, np.array([1.0, 2.0]))), ({"a": 1}, {"a": 1}),
+        ((2, 3), (2, 3)), (np.array([2, 3]), (2, 3)), ([2, [1.0, 2.0]], (2, np.array([1.0, 2.0]))), ({"a": 1}, {"a": 1}),
         (minidl.Tensor(np.array([1.0, 2.0])), [1, 2]), (0.0, 0), (np.zeros((2, 0)), np.zeros((2, 0))),
     ])
     def test_knows_a_right_answer(self, answer, expected):
@@ -49,6 +49,7 @@ class TestCheck:
         assert check(lambda x: x * x, doubled, on=[2, 3]).words == "For 3 the answer is 9, which is too large."
         assert check(lambda x, y: x - y, lambda x, y: y - x, on=[(1, 1), (1, 2)]).words == "For 1, 2 the answer is -1, which is too small."
         assert check(lambda x: ..., doubled, on=[1]).state == "open"
+        assert repr(check(lambda x: None, doubled, on=[1])) == "○ Yours to do. The function returns nothing so far."
 
     @pytest.mark.parametrize("argument, said", [
         (np.arange(3), "array([0, 1, 2])"), (np.arange(9), "an array of shape (9,)"), (np.full((2, 3), 1 / 3), "an array of shape (2, 3)"),
