@@ -11,31 +11,16 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from minidl.errors import ArgumentError
 from minidl.parallel.communicator import Communicator, Request
+from minidl.profiling.events import Event
 
 SHORT = 256                 # bytes: shorter messages pass at once
 NAP = 5e-4                  # seconds between two looks
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """A message on a rank's wire: start and end in seconds of `time.perf_counter`, less those that were asked for.
-
-    rank: whose wire. thread: "sends" or "receives". name: to whom or from whom. category: "transfer".
-    """
-
-    rank: int
-    thread: str
-    name: str
-    category: str
-    start: float
-    end: float
-    bytes: int
 
 
 class EmulatedWire:
@@ -60,15 +45,18 @@ class EmulatedWire:
         self.lock = threading.Lock()
         self.free_at: dict[tuple[int, str], float] = defaultdict(float)            # by rank and way
         self.arrivals: dict[tuple, list[float]] = defaultdict(list)                 # of the messages from one rank to another, with one tag
-        self.transfers: list[Transfer] = []
+        self.transfers: list[Event] = []
         self.bytes_sent: Counter[int] = Counter()                                   # by rank
 
     def of(self, communicator: Communicator) -> Communicator:
         """The same ranks, over this wire."""
         return _OverWire(self, communicator, (), range(communicator.size))
 
-    def events(self, since: float = 0.0) -> list[Transfer]:
-        """All transfers, in the order in which they began. since: a moment of `time.perf_counter` from which seconds are counted."""
+    def events(self, since: float = 0.0) -> list[Event]:
+        """All transfers, in the order in which they began, for `pictures.timeline`.
+
+        since: a moment of `time.perf_counter`, from which seconds are counted. An event's rank is that of the wire, its thread "sends" or "receives", its name who is at the other end, its category "transfer".
+        """
         with self.lock:
             found = sorted(self.transfers, key=lambda each: each.start)
         return [replace(each, start=each.start - since, end=each.end - since) for each in found]
@@ -91,7 +79,7 @@ class EmulatedWire:
             for rank, way, name in ((sender, "sends", f"to rank {receiver}"), (receiver, "receives", f"from rank {sender}")):
                 start = max(now, self.free_at[rank, way])
                 self.free_at[rank, way] = end = start + size / self.rate
-                self.transfers.append(Transfer(rank, way, name, "transfer", start, end, size))
+                self.transfers.append(Event(rank, way, name, "transfer", start, end, bytes=size))
                 left, arrived = (end, end) if way == "sends" else (left, max(left, end))
             self.arrivals[key].append(arrived)
             return left
