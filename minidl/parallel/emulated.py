@@ -55,7 +55,8 @@ class EmulatedWire:
     def events(self, since: float = 0.0) -> list[Event]:
         """All transfers, in the order in which they began, for `pictures.timeline`.
 
-        since: a moment of `time.perf_counter`, from which seconds are counted. An event's rank is that of the wire, its thread "sends" or "receives", its name who is at the other end, its category "transfer".
+        since: a moment of `time.perf_counter`, from which seconds are counted. An event's rank is that of the wire, its thread
+        "sends" or "receives", its name who is at the other end, its category "transfer".
         """
         with self.lock:
             found = sorted(self.transfers, key=lambda each: each.start)
