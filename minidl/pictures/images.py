@@ -141,7 +141,7 @@ def confusion(counts: Any, classes: Sequence[str] | None = None, *, title: str =
             axes.hlines(np.arange(n - 1) + 0.5, -0.5, n - 0.5, color=GRID, linewidth=0.6)
             axes.vlines(np.arange(n - 1) + 0.5, -0.5, n - 0.5, color=GRID, linewidth=0.6)
             for i, j in zip(*np.nonzero(counts)):
-                strong = strength(shares[i, j]) > 0.5
+                strong = i == j and strength(shares[i, j]) > 0.5            # ink is read better on any orange
                 axes.text(j, i, f"{counts[i, j]:,}" if counts[i, j] < 10_000 else f"{counts[i, j]:.1e}", ha="center", va="center",
                           color="#ffffff" if strong else INK, fontsize=9 if n <= 10 else 7)
     words = f"Confusion matrix of {int(counts.sum()):,} examples: {100 * np.trace(counts) / max(counts.sum(), 1):.4g} % right."

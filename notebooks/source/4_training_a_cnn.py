@@ -712,5 +712,5 @@ pictures.mistakes(x, y, taken, sure, most=8, columns=8)
 # arithmetic in `minidl/kernels/reference_updates.py`. `minidl/data/loader.py`: minibatches. `minidl/data/transforms.py`: shifts. At the
 # shell, `python -m minidl.train` does all of this.
 #
-# **Next.** [5. Batches, matrices and devices](5_matrices_and_devices.ipynb): why 64 images take hardly longer than one, and how a
-# convolution becomes a product.
+# **Next.** [5. Batches, matrices and devices](5_matrices_and_devices.ipynb): why 64 images in one batch take far less than 64 times as
+# long as one, and how a convolution becomes a product.

@@ -159,9 +159,9 @@ check(intensity, counted, on=[(1, 30, 20), (16, 30, 20), (64, 8, 8)],
 # %% [markdown] im2col
 # ## A convolution as a product
 #
-# The fastest thing that a computer can do with many numbers is a product of matrices. A convolution is none, but *im2col* (image to
-# columns) makes it one. It copies every patch that the filter will see into a column of a matrix. The filter is written as a row. Then row
-# times matrix gives the results at all places at once. Several filters are several rows, which is a matrix again.
+# Products of matrices are what libraries compute fastest. A convolution is no such product, but *im2col* (image to columns) makes it one.
+# It copies every patch that the filter will see into a column of a matrix. The filter is written as a row. Then row times matrix gives the
+# results at all places at once. Several filters are several rows, which is a matrix again.
 
 # %% im2col-picture
 pictures.im2col_matrix(np.arange(1, 26).reshape(5, 5), kernel=3, at=(1, 1), follow=(2, 2))
