@@ -34,7 +34,7 @@ except ImportError:                             # Windows
 PHASES = ("data", "forward", "backward", "normalization", "gradient exchange", "update", "curvature", "curvature exchange", "idle",
           "evaluation", "saving", "other")
 WHOLE = frozenset({"evaluation", "saving"})     # phases that keep for themselves what happens in them, all but idle
-MOST = 1_000_000                                # tuples of one kind that a Recorder holds, of about 300 bytes each
+MOST = 200_000                                  # tuples of one kind that a Recorder holds, of about 400 bytes each
 
 SCALARS = (int, float, bool, type(None))
 OFTEN = 8                                       # of so many passes backward one is looked at for its memory, and the first ones
@@ -57,6 +57,8 @@ class Clock:
         self.stack = [("other", self.since)]
         self.hidden: dict[str, float] = defaultdict(float)          # seconds of communication beside computation
         self.recorder: Recorder | None = None
+        self.users = 0                          # blocks that count with it: the last one to end takes it away
+        self.outer: Clock | None = None         # of the thread that has started this one
 
     def enter(self, name: str) -> int:
         """From now on it is this phase's time. Gives what `leave` must be told."""
@@ -75,8 +77,9 @@ class Clock:
         self.since = now
         if self.recorder is not None and depth < len(stack):
             name, started = stack[depth]
-            peak = self.recorder.peak() if self.recorder.looking and now - started > LONG else 0
-            self.recorder.phases.append((started, now, self.thread, name, depth, peak))
+            if self.recorder.takes(self.recorder.phases) or started < self.recorder.full:
+                peak = self.recorder.peak() if self.recorder.looking and now - started > LONG else 0
+                self.recorder.phases.append((started, now, self.thread, name, depth, peak))
         del stack[depth:]
 
     def _read(self) -> int:
@@ -115,17 +118,25 @@ def clock() -> Clock | None:
 def counting(now: Callable[[], int] = perf_counter_ns) -> Iterator[Clock]:
     """Within the block there is a Clock: the one that is there, or a new one. As a decorator, for each call of a function."""
     found = clock()
-    if found is not None:
-        yield found
-        return
-    outer = _clock.get()
-    token = _clock.set(Clock(now))
-    if outer is not None:                       # of the thread that has started this one: who writes down its work writes down this too
-        cast(Clock, _clock.get()).recorder = outer.recorder
+    if found is None:
+        found = Clock(now)
+        found.outer = _clock.get()
+        if found.outer is not None:             # who writes down the work of that thread writes down this one's too
+            found.recorder = found.outer.recorder
+        _clock.set(found)
+    found.users += 1
     try:
-        yield cast(Clock, _clock.get())
+        yield found
     finally:
-        _clock.reset(token)
+        found.users -= 1
+        if not found.users:
+            _clock.set(found.outer)
+
+
+def settled(seconds: dict[str, float]) -> dict[str, float]:
+    """The seconds of each phase between two readings of a Clock, where `move` may have moved some that were counted before the first."""
+    short = -min(seconds.get("gradient exchange", 0.0), 0.0)
+    return seconds | {"gradient exchange": 0.0, "idle": seconds.get("idle", 0.0) - short} if short else seconds
 
 
 class phase:
@@ -187,7 +198,8 @@ class Recorder:
         jobs        (start, end, thread, name, bytes): of the exchange
         kept        (layers, Function class, bytes): for the backward pass
 
-    `layers` is the stack of modules that were running (see errors.running); their paths are looked up afterwards.
+    `layers` is the stack of modules that were running (see errors.running); their paths are looked up afterwards. It belongs to the
+    Profiles of one thread. Once there are MOST tuples of a kind nothing is written down any more, so that memory has a bound.
     """
 
     def __init__(self) -> None:
@@ -200,6 +212,9 @@ class Recorder:
         self.devices: dict[type, backend.Library] = {}      # libraries of arrays whose work goes on while Python does
         self.zeros: dict[type, tuple[int, Any]] = {}        # of each, a moment by both clocks
         self.passes, self.looking = 0, True                 # backward passes so far; whether memory is looked at until the next
+        self.users, self.full = 0, 0                        # Profiles that are open now; since when it is full, or 0
+        self.thread = get_ident()                           # whose Profiles they are
+        self.outer: Recorder | None = None                  # who writes down, of the thread that has started this one
         self.seen: set[int] = set()                         # arrays that are kept already, by id, until the next backward pass is over
 
     def now(self, library: Any) -> Any:
@@ -215,6 +230,12 @@ class Recorder:
             found.synchronize()
             self.zeros[library] = perf_counter_ns(), found.event()         # type: ignore[misc]   # it has one
         return library, found.event()                       # type: ignore[misc]
+
+    def takes(self, kind: list[tuple]) -> bool:
+        """Whether one more of this kind is written down."""
+        if len(kind) >= MOST and not self.full:
+            self.full = perf_counter_ns()
+        return not self.full and self.users > 0             # threads that outlive the block go on with it
 
     def settle(self) -> None:
         """Wait for the devices."""
@@ -238,7 +259,7 @@ class Recorder:
     def operation(self, started: Any, function: Any, arrays: list[Any], y: Any, library: Any) -> tuple | None:
         """A Function was called, and is over. Gives what was written down, for the Node."""
         ended = self.now(library) if self.devices else perf_counter_ns()
-        if len(self.operations) >= MOST:
+        if not self.takes(self.operations):
             return None
         if type(y) is library:
             shape, looks = y.shape, y.base is not None and _among(y, arrays)
@@ -255,25 +276,25 @@ class Recorder:
     def rule(self, started: Any, node: Any, function: Any, step: Any, args: list[Any], result: Any) -> None:
         """A gradient rule, or a method that rules share, is over."""
         ended = self.now(type(args[0])) if self.devices else perf_counter_ns()
-        if len(self.rules) < MOST:
+        if self.takes(self.rules):
             looks = result is args[0] or (getattr(result, "base", None) is not None and _among(result, args))
             self.rules.append((started, ended, get_ident(), node.record or unknown(function, node), step, looks))
 
     def job(self, started: int, name: str, size: int) -> None:
         """The exchange has finished a job."""
-        if len(self.jobs) < MOST:
+        if self.takes(self.jobs):
             self.jobs.append((started, perf_counter_ns(), get_ident(), name, size))
 
     def update(self, started: Any, rule: Any, path: str, w: Any) -> None:
         """An optimizer has changed a parameter, and what it remembers of it."""
         ended = self.now(type(w)) if self.devices else perf_counter_ns()
-        if len(self.updates) < MOST:
+        if self.takes(self.updates):
             self.updates.append((started, ended, get_ident(), type(rule), path, w.nbytes, len(rule.state.get(path, ()))))
 
     def keeps(self, node: Any, xs: tuple) -> None:
         """A Node keeps arrays. Parameters are there anyway, and what another Node keeps is counted there."""
         saved = node.saved
-        if not (self.looking and saved) or len(self.kept) >= MOST:
+        if not (self.looking and saved and self.takes(self.kept)):
             return
         seen, total = self.seen, 0
         for x in xs:

@@ -18,7 +18,7 @@ from minidl.nn import Module
 from minidl.nn.streams import generators, plain
 from minidl.optim import Optimizer
 from minidl.parallel.alone import Alone, Facts
-from minidl.profiler import PHASES, clock
+from minidl.profiler import PHASES, clock, settled
 
 NUMBERS = ("epoch", "minibatch", "step", "loss", "right", "seen", "seconds", "phases", "hidden", "history")
 
@@ -71,7 +71,7 @@ class Run:
         """Add the time that has passed since to the phases of the present epoch."""
         before, self.read = self.read, self._clocks()
         self.phases, self.hidden = (
-            {name: counts.get(name, 0.0) + now.get(name, 0.0) - then.get(name, 0.0) for name in {**counts, **now}}
+            settled({name: counts.get(name, 0.0) + now.get(name, 0.0) - then.get(name, 0.0) for name in {**counts, **now}})
             for counts, now, then in zip((self.phases, self.hidden), self.read, before))
 
     def count(self, facts: Facts, seconds: float) -> None:

@@ -110,7 +110,7 @@ class TestCommand:
     def test_says_what_the_bottleneck_is(self, place, capsys):
         assert train(*SMALL, "--epochs", 3, "--out", "out", "--profile", "--profile-steps", 5) == 0
         out = capsys.readouterr().out
-        assert re.search(r"\n  Bottleneck: .*, \d+ % of the time", out) and "the operations of 5 steps" in out
+        assert re.search(r"\n  Bottleneck: .*, \d+ % of the time", out) and "operations of 5 steps" in out
         assert "timeline: out/trace.json, for ui.perfetto.dev" in out and "\x1b" not in out
         assert set(FILES) <= {file.name for file in (place / "out").iterdir()}
         assert max(len(line) for line in out[out.index("Bottleneck"):out.index("timeline")].split("\n")) <= 100

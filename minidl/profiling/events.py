@@ -8,11 +8,12 @@ is two. Any other operation is counted as one for each number of its result, and
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from minidl.errors import layer_path
+from minidl.errors import ArgumentError, layer_path
 from minidl.profiler import Recorder
 
 CATEGORIES = ("phase", "layer", "operation", "rule", "update", "exchange")
@@ -168,8 +169,16 @@ def work(operation: tuple) -> dict[str, int]:
     if looks:
         return {}
     results = sum(made) if isinstance(made, list) else made
-    return {"flops": 2 * kind.multiply_adds(y, *shapes) if shapes is not None else math.prod(y), "bytes": sum(sizes) + results,
-            "made": results}
+    return {"flops": product(kind, y, shapes) if shapes is not None else math.prod(y), "bytes": sum(sizes) + results, "made": results}
+
+
+def product(kind: Any, y: tuple[int, ...], shapes: list[tuple[int, ...]]) -> int:
+    """The flops of a product. ArgumentError, naming its class, if that cannot tell them."""
+    try:
+        return 2 * operator.index(kind.multiply_adds(y, *shapes))
+    except Exception as error:
+        raise ArgumentError(f"profile: {kind.__name__}.multiply_adds gave no whole number: {error}", y=y, factors=shapes,
+                            hint="It is a static method, and is given the shapes of the result and of the first two arguments.") from error
 
 
 def rule_name(kind: Any, step: Any) -> str:
@@ -200,6 +209,5 @@ def rule_work(operation: tuple, step: Any, looks: bool) -> dict[str, int]:
 
     result = outputs[0] if step.shared else sizes[step.i]
     each = outputs[0] / math.prod(y) if outputs[0] else 1
-    product = shapes is not None and step.i < 2 and not step.shared
-    flops = 2 * kind.multiply_adds(y, *shapes) if product else round(result / each)
+    flops = product(kind, y, shapes) if shapes is not None and step.i < 2 and not step.shared else round(result / each)
     return {"flops": flops, "bytes": sum(map(size, step.names)) + result, "made": 0 if looks else result}

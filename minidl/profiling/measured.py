@@ -19,7 +19,7 @@ from typing import Any, Self
 from minidl import kernels, pool
 from minidl.errors import ArgumentError
 from minidl.modes import mode
-from minidl.profiler import Recorder, counting, peak_memory
+from minidl.profiler import Recorder, counting, peak_memory, settled
 from minidl.profiling import ranks, rows, table
 from minidl.profiling.events import Event, Kept, events_of
 from minidl.profiling.trace import trace
@@ -29,8 +29,8 @@ def profile() -> Profile:
     """Measure where time and memory go, in whatever is done in a block: `with minidl.profile() as p:`.
 
     After it `print(p)` shows a table whose first line names the bottleneck; `p.phases`, `p.layers` and `p.operations` are its rows, and
-    `p.trace("trace.json")` writes a file for Perfetto. What is measured is this thread, and threads that are started in the block. Let a
-    first pass go before: kernels may be compiled in it.
+    `p.trace("trace.json")` writes a file for Perfetto. What is measured is this thread, and threads that are started in the block with its
+    context (contextvars.copy_context), as minidl's own are. Let a first pass go before: kernels may be compiled in it.
 
     >>> from minidl import functions as F, nn
     >>> model = nn.Sequential(nn.Affine(4, 8, generator=0), nn.ReLU(), nn.Affine(8, 2, generator=0))
@@ -54,6 +54,21 @@ class Found:
     memory: dict[str, tuple[int, int]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
+    full: bool = False                                  # whether no more were written down, because there were too many
+
+
+@dataclass
+class Counts:
+    """How the clock stood at a moment: seconds of each phase, and of what is hidden. place: how many phases had been written down.
+
+    threads: the names of those that there were.
+    """
+
+    at: int
+    phases: dict[str, float]
+    hidden: dict[str, float]
+    place: int
+    threads: dict[int, str]
 
 
 class Profile:
@@ -71,6 +86,8 @@ class Profile:
         self.others: list[Found] = []                           # what other processes have measured, on this one's clock
         self._recorder: Recorder | None = None
         self._found: Found | None = None
+        self._begun = self._opened = self._ended = 0            # nanoseconds
+        self._last: Counts | None = None                        # when it was over
         self._closing = ExitStack()
 
     # While it is measured
@@ -84,26 +101,28 @@ class Profile:
 
     def start(self) -> None:
         """Begin to measure."""
-        if self._recorder is not None:
+        if self._begun:
             raise ArgumentError("profile: this one has been begun already", hint="Make another one: minidl.profile().")
         self._clock = self._closing.enter_context(counting())
-        self._recorder = mode.get().recorder or Recorder()      # of a profile around this one
+        around = mode.get().recorder                            # of a profile around this one
+        if around is not None and around.thread == self._clock.thread and around.users and not around.full:
+            self._recorder = around
+        else:
+            self._recorder = Recorder()
+            self._recorder.outer = around
         self.facts |= {"compiled": kernels.compiled(), "threads": pool.usable(), "cores": pool.cores()}
         self._peak = peak_memory()
         self._phases, self._hidden = self._clock.read(parts=True), dict(self._clock.hidden)
         self._begun = time.perf_counter_ns()
-        self._ended = 0
         self._windows: list[tuple[int, int]] = []
-        self._opened = 0
         self._place = len(self._recorder.phases)
         self.resume()
 
     def resume(self) -> None:
         """Write operations down from here on."""
         if not self._opened and self._recorder is not None:
-            self._before = mode.get().recorder, self._clock.recorder
-            mode.set(replace(mode.get(), recorder=self._recorder))
-            self._clock.recorder = self._recorder
+            self._recorder.users += 1
+            self._write_to(self._recorder)
             self._opened = time.perf_counter_ns()
 
     def pause(self) -> None:
@@ -113,42 +132,66 @@ class Profile:
             now = time.perf_counter_ns()
             for depth, (name, started) in enumerate(self._clock.stack[1:], 1):          # phases that are not over
                 self._recorder.phases.append((max(started, self._opened), now, self._clock.thread, name, depth, self._recorder.peak()))
-            mode.set(replace(mode.get(), recorder=self._before[0]))
-            self._clock.recorder = self._before[1]
             self._windows.append((self._opened, now))
             self._opened = 0
+            self._recorder.users -= 1
+            if not self._recorder.users:
+                around = self._recorder.outer
+                self._write_to(around if around is not None and around.users else None)
+
+    def _write_to(self, recorder: Recorder | None) -> None:
+        """From here on this one writes down what is done."""
+        if threading.get_ident() != self._clock.thread:
+            raise ArgumentError("profile: it was begun in another thread", hint="A block ends in the thread in which it has begun.")
+        mode.set(replace(mode.get(), recorder=recorder))
+        self._clock.recorder = recorder
 
     def stop(self) -> None:
         """It is over."""
-        if not self._ended:
-            self.pause()
-            self._ended = time.perf_counter_ns()
-            self._found = self._find()
-            self._closing.close()
-            self._recorder = None                       # what it holds has been read
+        if self._begun and not self._ended:
+            with self._closing:
+                try:
+                    self.pause()
+                finally:
+                    self._last = self._count()
+                    self._ended = self._last.at
+
+    def _count(self) -> Counts:
+        """How the clock stands."""
+        names = {thread.ident: thread.name for thread in threading.enumerate() if thread.ident is not None}
+        return Counts(time.perf_counter_ns(), self._clock.read(parts=True), dict(self._clock.hidden),
+                      len(self._recorder.phases) if self._recorder is not None else 0, names)
 
     def _find(self) -> Found:
         """What there is so far."""
         if self._recorder is None:
             raise ArgumentError("profile: nothing was measured", hint="Use it as a block: with minidl.profile() as p: ...")
-        recorder, now = self._recorder, self._ended or time.perf_counter_ns()
-        spent, hidden = self._clock.read(parts=True), dict(self._clock.hidden)      # before anything is computed from it
-        windows = [*self._windows, *([(self._opened, now)] if self._opened else [])]
-        names = {thread.ident: thread.name for thread in threading.enumerate() if thread.ident is not None}
-        events, kept = events_of(recorder, self._begun, now, self._clock.thread, 0, names)
-        phases = {name: seconds - self._phases.get(name, 0.0) for name, seconds in spent.items()}
+        recorder, now = self._recorder, self._last or self._count()
+        last = min(now.at, recorder.full or now.at)
+        windows = [*self._windows, *([(self._opened, now.at)] if self._opened else [])]
+        events, kept = events_of(recorder, self._begun, last, self._clock.thread, 0, now.threads)
+        phases = settled({name: seconds - self._phases.get(name, 0.0) for name, seconds in now.phases.items()})
         recognised(phases, events)
         return Found(self._begun, sum(seconds for name, seconds in phases.items() if "/" not in name),
-                     sum(end - start for start, end in windows) / 1e9, phases,
-                     {name: seconds - self._hidden.get(name, 0.0) for name, seconds in hidden.items()},
-                     risen(recorder.phases[self._place:], self._clock.thread, self._peak), events, kept)
+                     sum(max(min(end, last) - start, 0) for start, end in windows) / 1e9, phases,
+                     {name: seconds - self._hidden.get(name, 0.0) for name, seconds in now.hidden.items()},
+                     risen(recorder.phases[self._place:now.place], self._clock.thread, self._peak), events, kept, last < now.at)
 
     # What was measured
 
     @property
     def found(self) -> Found:
         """What this process has measured; so far, if it is not over."""
-        return self._found if self._found is not None else self._find()
+        if self._found is None:
+            found = self._find()
+            if self._last is None:
+                return found
+            self._found, self._recorder = found, None   # what it holds has been read
+        return self._found
+
+    def __getstate__(self) -> dict[str, Any]:
+        assert self.found is not None                   # which can be copied to another process, as what it is found from cannot
+        return {name: value for name, value in vars(self).items() if name not in ("_clock", "_closing")}
 
     @property
     def begun(self) -> float:
@@ -234,7 +277,11 @@ class Profile:
 
     def trace(self, path: str | Path) -> None:
         """Write a file for Perfetto (ui.perfetto.dev) and Chrome (chrome://tracing)."""
-        Path(path).write_text(json.dumps(self.traced()) + "\n")
+        try:
+            Path(path).write_text(json.dumps(self.traced()) + "\n")
+        except OSError as error:
+            raise ArgumentError(f"profile: {path} could not be written: {error.strerror or error}",
+                                hint="Give a file in a folder that is there.") from error
 
     def traced(self) -> dict[str, Any]:
         """What is in that file."""

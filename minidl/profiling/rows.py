@@ -12,6 +12,7 @@ from minidl.profiling.events import Event, Kept
 
 SLOW, TICK = 10, 1e-3           # a first call is told apart if it takes so many times the others, and at least so many seconds as often
 COMPUTING = {"forward": "forward pass", "backward": "backward pass", "evaluation": "evaluation"}     # whose operations are told one by one
+FIRST = "first calls, which compile or load something"
 
 
 @dataclass
@@ -89,8 +90,13 @@ class Bottleneck:
     phase: str = ""
 
     def __str__(self) -> str:
-        speed = f", at {self.gflops:.3g} GFLOP/s" if self.gflops else ""
+        speed = f", at {few(self.gflops)} GFLOP/s" if self.gflops else ""
         return f"Bottleneck: {self.what}, {100 * self.share:.0f} % of the time{speed}"
+
+
+def few(x: float) -> str:
+    """A number in three digits or so; nothing for none."""
+    return "" if not x else f"{x:.0f}" if x >= 100 else f"{x:.1f}" if x >= 1 else f"{x:.2f}"
 
 
 def operations(events: Iterable[Event], kept: Iterable[Kept], seconds: float) -> list[Operation]:
@@ -171,10 +177,13 @@ def bottleneck(found: Iterable[Phase], rows: Iterable[Operation], gaps: Mapping[
         candidates += [Bottleneck(COMPUTING[phase.name], phase.share, phase=phase.name) for phase in found
                        if phase.name in COMPUTING and not phase.hidden]
     else:
+        rows = list(rows)
+        first = sum(row.first for row in rows) / seconds
+        candidates.append(Bottleneck(FIRST, first, hint(FIRST, facts)))
         by_layer: dict[tuple[str, str], list[Operation]] = defaultdict(list)
         for row in rows:
             if row.direction in COMPUTING:
-                by_layer[row.direction, row.layer or row.name].append(row)
+                by_layer[row.direction, row.layer or row.name.partition(" ")[0]].append(row)
         for (way, layer), several in by_layer.items():
             spent = sum(row.seconds for row in several)
             speed = sum(row.flops for row in several) / spent / 1e9 if spent else 0.0
@@ -196,6 +205,7 @@ HINTS = {
     "curvature": "renew it less often: a larger --inverse-interval and --factor-interval",
     "curvature exchange": "renew it less often: a larger --factor-interval",
     "update": "larger minibatches mean fewer updates",
+    FIRST: "that happens once: measure longer, or let a first pass go before",
     "saving": "save less often: a larger --checkpoint-every, or none",
     "other": "look there with a profiler of Python code, such as cProfile",
 }

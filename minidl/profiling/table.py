@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from minidl.profiling.rows import COMPUTING
+from minidl.profiling.rows import COMPUTING, FIRST, few
 
 if TYPE_CHECKING:
     from minidl.profiling.measured import Profile
@@ -30,10 +30,10 @@ def lines(profile: Profile, width: int = 80, most: int = MOST) -> list[Line]:
 def recorded(profile: Profile) -> str:
     """What was looked at."""
     words = f"{clear(profile.seconds)} measured"
-    if profile.steps:
-        words += f", the operations of {profile.steps} steps among them, {clear(profile.recorded)}"
-    elif profile.recorded < 0.995 * profile.seconds:
-        words += f", operations for {clear(profile.recorded)} of it"
+    if profile.recorded < 0.995 * profile.seconds:
+        words += f"; operations of {profile.steps} steps" if profile.steps else "; operations"
+        words += f" for {clear(profile.recorded)} of it"
+        words += ", then there were too many to write down" if profile.found.full else ""
     if profile.skipped:
         words += f"; not the first step, {clear(profile.skipped)}, in which kernels may be compiled"
     return words + (f"; {profile.ranks} processes, of which this is the first" if profile.ranks > 1 else "")
@@ -64,14 +64,13 @@ def operation_lines(profile: Profile, width: int, most: int) -> list[Line]:
                          "bold")]
     for row, name in shown:
         left = f"  {fitted(row.layer or '-', room - 1):<{room}}{shortened(name, wide - 1):<{wide}}{percent(row.share):>7}"
-        rows.append((f"{left}{row.calls:>7}{1e3 * row.seconds / row.calls:>8.3f}{some(row.gflops):>8}{some(row.gbytes):>6}".rstrip(), ""))
+        rows.append((f"{left}{row.calls:>7}{1e3 * row.seconds / row.calls:>8.3f}{few(row.gflops):>8}{few(row.gbytes):>6}".rstrip(), ""))
     rest = found[most:]
     if rest:
         rows.append((f"  {f'and {len(rest)} more':<{room + wide}}{percent(sum(row.share for row in rest)):>7}", "dim"))
     first = sum(row.first for row in found)
     if first:
-        words = "first calls, which compile or load something"
-        rows.append((f"  {words:<{room + wide}}{percent(first / profile.recorded):>7}", "dim"))
+        rows.append((f"  {FIRST:<{room + wide}}{percent(first / profile.recorded):>7}", "dim"))
     between = sum(seconds for name, seconds in profile.gaps.items() if name in COMPUTING)
     for words, seconds in (("Python between operations", between), ("phases without operations", sum(profile.gaps.values()) - between)):
         if profile.recorded:
@@ -104,11 +103,6 @@ def shortened(name: str, room: int) -> str:
 def percent(share: float) -> str:
     """0.312 as '31.2 %'."""
     return f"{100 * share:.1f} %"
-
-
-def some(x: float) -> str:
-    """A number in three digits or so; nothing for none."""
-    return "" if not x else f"{x:.0f}" if x >= 100 else f"{x:.1f}" if x >= 1 else f"{x:.2f}"
 
 
 def clear(seconds: float) -> str:

@@ -1,7 +1,11 @@
 """A profile adds up to the wall time, puts what happened where it belongs, and costs nobody else anything."""
 
+import contextvars
+import copy
 import json
 import math
+import pickle
+import threading
 import time
 
 import numpy as np
@@ -14,8 +18,8 @@ from minidl.errors import ArgumentError
 from minidl.loop import Callback, fit
 from minidl.modes import mode
 from minidl.parallel import EmulatedDevice, Team, local
-from minidl.profiler import PHASES, clock
-from minidl.profiling import rows
+from minidl.profiler import PHASES, clock, counting, phase
+from minidl.profiling import measured, rows
 
 RNG = np.random.default_rng(0)
 DIGITS = data.load("digits")
@@ -333,8 +337,116 @@ class TestBlocks:
             pass
         with pytest.raises(ArgumentError, match="nothing was measured"):
             _ = minidl.profile().seconds
+        with pytest.raises(ArgumentError, match="begun already"), p:
+            pass
         with pytest.raises(ArgumentError, match="begun already"), minidl.profile() as p, p:
             pass
+        assert clock() is None
+
+    def test_that_overlap(self):
+        before, model = mode.get(), network()
+        first, second = minidl.profile(), minidl.profile()
+        first.start()
+        second.start()
+        step(model)
+        first.stop()
+        with phase("drawing"):
+            step(model)
+        second.stop()
+        assert [sum(row.calls for row in p.operations if row.name == "conv2d") for p in (first, second)] == [1, 2]
+        assert "drawing" in {row.name for row in second.phases} - {row.name for row in first.phases}
+        assert mode.get() == before and clock() is None
+
+    def test_in_a_generator_that_is_left(self):
+        def steps():
+            with minidl.profile() as p:
+                yield p
+
+        before = mode.get()
+        generator = steps()
+        p = next(generator)
+        step(network())
+        del generator
+        assert p.operations and mode.get() == before and clock() is None
+
+    def test_that_end_in_another_thread_are_told(self):
+        before, p, found = mode.get(), minidl.profile(), []
+
+        def end():
+            try:
+                p.stop()
+            except ArgumentError as error:
+                found.append(str(error))
+
+        def work():
+            p.start()
+            step(network())
+            thread = threading.Thread(target=end)
+            thread.start()
+            thread.join()
+            step(network())                         # is not written down: it is over
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert "another thread" in found[0] and mode.get() == before
+        assert sum(row.calls for row in p.operations if row.name == "conv2d") == 1
+
+    def test_a_thread_that_outlives_the_block_is_written_down_no_more(self):
+        model, go, went = network(), threading.Event(), threading.Event()
+
+        def work():
+            step(model)
+            went.set()
+            go.wait(10)
+            step(model)
+
+        with minidl.profile() as p:
+            recorder = mode.get().recorder
+            thread = threading.Thread(target=contextvars.copy_context().run, args=(work,))
+            thread.start()
+            assert went.wait(10)
+        go.set()
+        thread.join()
+        assert len([each for each in recorder.operations if each[3].name == "conv2d"]) == 1
+        assert sum(row.calls for row in p.operations if row.name == "conv2d") == 1
+
+    def test_ranks_that_measure_themselves_in_a_block(self):
+        def work(communicator):
+            with minidl.profile() as p:
+                communicator.barrier()
+                step(network())
+                communicator.barrier()
+            return p
+
+        with minidl.profile() as outer:
+            step(network())
+            found = local.run(work, 2)
+        assert [sum(row.calls for row in p.operations if row.name == "conv2d") for p in (outer, *found)] == [1, 1, 1]
+
+    def test_the_block_ends_at_once(self, monkeypatch):
+        """What was written down is put in order when somebody asks."""
+        with minidl.profile() as p:
+            step(network())
+            monkeypatch.setattr(measured, "events_of", lambda *args: pytest.fail("too early"))
+        monkeypatch.undo()
+        assert p.operations
+
+    def test_can_be_sent_to_another_process(self):
+        with minidl.profile() as p:
+            step(network())
+        assert pickle.loads(pickle.dumps(p)).table() == copy.deepcopy(p).table() == p.table()
+
+    def test_one_that_is_too_long_says_so(self, monkeypatch):
+        monkeypatch.setattr("minidl.profiler.MOST", 10)
+        model = network()
+        with minidl.profile() as p:
+            for _ in range(4):
+                step(model)
+            time.sleep(0.05)
+        assert "too many to write down" in p.table(200) and p.recorded < p.seconds
+        assert sum(row.share for row in p.operations) <= 1 and sum(p.gaps.values()) <= p.recorded
+        assert sum(row.seconds for row in p.phases) == pytest.approx(p.seconds)
 
     def test_of_nothing(self):
         with minidl.profile() as p:
@@ -356,3 +468,34 @@ class TestData:
         with minidl.profile() as p:
             step(network())
         assert p._repr_html_().startswith("<pre>Bottleneck")
+
+
+class TestWrongUse:
+    @pytest.mark.parametrize("tell", [lambda y, *factors: None, lambda y: 1, lambda y, *factors: 1 // 0])
+    def test_a_product_that_cannot_tell_its_multiply_adds(self, tell):
+        class Odd(minidl.Function):
+            multiply_adds = staticmethod(tell)
+
+            def forward(self, x):
+                return x + 1
+
+        with minidl.profile() as p:
+            Odd()(np.ones(3))
+        with pytest.raises(ArgumentError, match="multiply_adds gave no whole number"):
+            print(p)
+
+    @pytest.mark.parametrize("path", ["missing/trace.json", "."])
+    def test_a_trace_that_cannot_be_written(self, tmp_path, path):
+        with minidl.profile() as p:
+            pass
+        with pytest.raises(ArgumentError, match="could not be written"):
+            p.trace(tmp_path / path)
+
+
+def test_seconds_that_were_counted_before_are_not_moved_out_of_a_block():
+    with counting() as here:
+        here.nanoseconds["gradient exchange"] = 5 * 10**9
+        with minidl.profile() as p:
+            here.move(3.0, "gradient exchange", "idle")
+        assert "idle" not in {row.name for row in p.phases}
+        assert all(row.seconds >= 0 for row in p.phases) and sum(row.seconds for row in p.phases) == pytest.approx(p.seconds)

@@ -129,7 +129,7 @@ class TestClocks:
         def work(communicator):
             with minidl.profile() as p:
                 F.exp(np.ones(3))
-            p._found.begun = 10**12 + communicator.rank * 7 * 10**9
+            p.found.begun = 10**12 + communicator.rank * 7 * 10**9
             p._found.events[0].start, p._found.events[0].end = 1.0, 1.5
             p.gather(communicator)
             return p
