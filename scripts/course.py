@@ -137,9 +137,15 @@ def write(notebook: Any, file: Path) -> None:
     nbformat.write(notebook, file)
 
 
-def run(notebook: Any, seconds: int = 120) -> Any:
+def client(notebook: Any, seconds: int = 120) -> NotebookClient:
+    """What runs a notebook's cells, where a learner would, for so long each at most."""
+    return NotebookClient(notebook, timeout=seconds, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}},
+                          extra_arguments=["--IPKernelApp.log_level=ERROR"])
+
+
+def run(notebook: Any) -> Any:
     """The notebook with what its cells have shown. nbclient's CellExecutionError for an error that was not meant."""
-    NotebookClient(notebook, timeout=seconds, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
+    client(notebook).execute()
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.output_type == "error":

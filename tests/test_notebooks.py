@@ -7,7 +7,6 @@ pytest.importorskip("nbclient", reason="the notebooks need the extra notebooks")
 pytest.importorskip("matplotlib", reason="the notebooks need the extra viz")
 
 import course  # noqa: E402
-from nbclient import NotebookClient  # noqa: E402
 from nbformat.v4 import new_code_cell  # noqa: E402
 
 SMALL = """# %% [markdown] first
@@ -96,7 +95,7 @@ class TestCourse:
         notebook = course.learners(cells)
         answers = {cell.name: [other for other in cells if other.name == cell.name and other.kind in ("wrong", "solution")]
                    for cell in cells if cell.kind == "exercise"}
-        client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(course.NOTEBOOKS)}})
+        client = course.client(notebook)
         with client.setup_kernel():
             def said(text, name="answer"):
                 cell = new_code_cell(text, id=name)
