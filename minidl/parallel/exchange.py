@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from minidl.backend import Array
 from minidl.errors import DefinitionError
 from minidl.names import Names
 from minidl.parallel.communicator import Communicator, Request
@@ -167,6 +168,39 @@ class Exchange(ABC):
                 old = before.memories()[kind].get(dtype)
                 if old is not None and old.residual is not None:
                     memory.residual = self.layout.moved(old.residual, before.layout, dtype)
+
+    def owed(self, talk: Communicator) -> dict[str, Array]:
+        """What every rank owes, as a checkpoint takes it. All ranks call it."""
+        found: dict[str, Array] = {}
+        if not self.codec.lossy:
+            return found
+        for kind, memories in self.memories().items():
+            for dtype, memory in memories.items():
+                own = memory.residual
+                there = talk.allgather(np.array(own is not None))
+                if there.any():
+                    found[f"{kind}.{dtype}"] = talk.allgather(np.zeros(memory.size, dtype) if own is None else own)
+        return found
+
+    def owe(self, state: Mapping[str, Array]) -> None:
+        """Owe what `owed` gave, also where other ranks than now had owed it."""
+        for kind, memories in self.memories().items():
+            for dtype, memory in memories.items():
+                everyones = state.get(f"{kind}.{dtype}")
+                memory.residual = None
+                if everyones is None or everyones.shape[1:] != (memory.size,):
+                    continue
+                if len(everyones) == self.ranks:
+                    memory.residual = everyones[self.rank]
+                elif kind == "down":                        # of sums, each rank goes on with what it will send itself
+                    total, memory.residual = np.add.reduce(everyones, axis=0), np.zeros(memory.size, dtype)
+                    for chunk in self.layout.chunks:
+                        if chunk.dtype == dtype:
+                            part = self.sends(chunk)
+                            here = slice(chunk.start + part.start, chunk.start + part.stop)
+                            memory.residual[here] = total[here]
+                elif self.rank == 0:                        # of other ranks: what they owed together is owed by the first
+                    memory.residual = np.add.reduce(everyones, axis=0)
 
     def plain(self, layout: Layout) -> Exchange:
         """The same strategy for other arrays, on every rank and without compression."""

@@ -38,6 +38,7 @@ from minidl.parallel.batch_norm import synchronize
 from minidl.parallel.communicator import Communicator
 from minidl.parallel.engine import STAGES, WIDE, WINDOW, Engine, Job
 from minidl.parallel.layout import CHUNK, Chunk, Layout
+from minidl.parallel.spread import Spread
 from minidl.parallel.staging import Staging
 from minidl.parallel.state import State, broadcast_state
 from minidl.profiler import clock, hide, phase
@@ -172,14 +173,14 @@ class Team(Alone):
         self.gradients = self.layout.buffers()
         self.exchange = exchanges.create(self.strategy, self.wire, self.layout, compress=self.compress, feedback=self.feedback,
                                          alike=self.alike or not optimizer.separable)
-        self.everyone = all(self.exchange.updates(rank) for rank in range(self.ranks))
-        self.updates = self.exchange.updates(self.rank)
-        self.weights = (Layout({}) if self.everyone else self.layout).buffers()       # those that all ranks know
         window = self.window or (WINDOW if self.overlap != "none" else WIDE) + (STAGES if type(self.staging) is not Staging else 0)
         self.engine = Engine(self.wire, self.overlap != "none", window, small=FIRST)
         self.hidden = 0.0
+        self.spread = Spread(self.learned, self.layout, self.exchange, self.engine, self.staging,
+                             lambda chunk, gate: self.arrivals.landed(chunk, gate))
+        self.updates, self.everyone = self.spread.updates, self.spread.needless       # whether this rank does, and whether each does
         self.arrivals = Arrivals(self.learned, self.layout, self.engine, self._update_one if self.updates else None,
-                                 None if self.everyone else self._submit_spread, self._set_weights, not self.exchange.codec.lossy)
+                                 None if self.everyone else self._submit_spread, self.spread.take, not self.exchange.codec.lossy)
         watched = self.learned if self.overlap != "none" else {}
         self.hooks = [p.register_ready_hook(partial(self._ready, path)) for path, p in watched.items()]
         self.after = FIRST + 2 * len(self.layout.chunks)    # numbers of jobs from here on are free
@@ -248,36 +249,10 @@ class Team(Alone):
 
     def state(self) -> dict[str, Array]:
         self.settle()                                       # the engine's thread may still be packing
-        found: dict[str, Array] = {}
-        if not self.exchange.codec.lossy:
-            return found
-        for kind, memories in self.exchange.memories().items():
-            for dtype, memory in memories.items():
-                own = memory.residual
-                there = self.talk.allgather(np.array(own is not None))
-                if there.any():
-                    everyones = self.talk.allgather(np.zeros(memory.size, dtype) if own is None else own)
-                    found[f"{kind}.{dtype}"] = everyones
-        return found
+        return self.exchange.owed(self.talk)
 
     def load_state(self, state: dict[str, Array]) -> None:
-        for kind, memories in self.exchange.memories().items():
-            for dtype, memory in memories.items():
-                owed = state.get(f"{kind}.{dtype}")
-                memory.residual = None
-                if owed is None or owed.shape[1:] != (memory.size,):
-                    continue
-                if len(owed) == self.ranks:
-                    memory.residual = owed[self.rank]
-                elif kind == "down":                        # of sums, each rank goes on with what it will send itself
-                    total, memory.residual = np.add.reduce(owed, axis=0), np.zeros(memory.size, dtype)
-                    for chunk in self.layout.chunks:
-                        if chunk.dtype == dtype:
-                            part = self.exchange.sends(chunk)
-                            here = slice(chunk.start + part.start, chunk.start + part.stop)
-                            memory.residual[here] = total[here]
-                elif self.rank == 0:                        # of other ranks: what they owed together is owed by the first
-                    memory.residual = np.add.reduce(owed, axis=0)
+        self.exchange.owe(state)
 
     # A step
 
@@ -418,7 +393,7 @@ class Team(Alone):
 
     def _update_now(self, present: Sequence[str], clip: float | None) -> None:
         """All sums have arrived."""
-        self._know()
+        self.spread.remember()
         if self.updates:
             with phase("gradient exchange"):
                 for path in self.learned:
@@ -439,7 +414,7 @@ class Team(Alone):
                         self._submit_spread(chunk, self.arrivals.gate)
                 self.engine.wait()
                 for path in self.learned:
-                    self._set_weights(path)
+                    self.spread.take(path)
 
     @phase("update")
     def _update_later(self, present: Sequence[str]) -> None:
@@ -447,7 +422,7 @@ class Team(Alone):
         if not self.early:
             with self.waiting():
                 self.engine.wait([of_spread(chunk) for chunk in self.layout.chunks])    # of the step before
-        self._know()
+        self.spread.remember()
         if self.updates:
             self._begin_update(present)
         elif not self.early:
@@ -479,43 +454,12 @@ class Team(Alone):
         else:
             p._grad = make(backend.asarray(total.copy(), p.device))
 
-    # The way of new weights, where not every rank updates
-
-    def _know(self) -> None:
-        """Before the update: the weights that all ranks have, where only changes of them will be sent."""
-        if not self.everyone and self.exchange.codec.lossy:
-            for path, p in self.learned.items():
-                self.weights[path][...] = backend.to_numpy(p._data)
-
     def _submit_spread(self, chunk: Chunk, gate: Gate | None = None) -> None:
         if self.made is None or chunk.index not in self.made.sent:
             self._send(chunk, {path: self.learned[path]._data for path in chunk.names}, gate)
 
     def _send(self, chunk: Chunk, weights: Mapping[str, Array], gate: Gate | None = None) -> None:
-        """Begin to bring these weights to everybody, on a rank that updates, or to receive them. gate: of their step, unless it is open."""
-        known = self.weights.chunk(chunk)
-        new = None
-        if self.updates:
-            new = np.empty_like(known) if self.exchange.codec.lossy else known
-            for path in chunk.names:
-                place, w = self.layout.places[path], backend.to_numpy(weights[path]).reshape(-1)
-                first, stop = max(place.start, chunk.start), min(place.stop, chunk.stop)
-                new[first - chunk.start:stop - chunk.start] = w[first - place.start:stop - place.start]
-        self.engine.submit(of_spread(chunk), self._spread(chunk, known, new, gate), f"spread of chunk {chunk.index}", known.nbytes)
-
-    def _spread(self, chunk: Chunk, known: np.ndarray, new: np.ndarray | None, gate: Gate | None) -> Job:
-        """What happens to a chunk of new weights."""
-        yield from self.exchange.spread(chunk, known, new)
-        if not self.updates:
-            yield self.staging.to_device(known.nbytes)
-        self.arrivals.landed(chunk, gate)
-
-    def _set_weights(self, path: str) -> None:
-        """What all ranks know, as this one's weights; whoever made them has them, unless compression has changed them on the way."""
-        if not self.updates or self.exchange.codec.lossy:
-            p = self.learned[path]
-            p._data[...] = backend.asarray(self.weights[path], p.device)
-            p.version += 1
+        self.spread.send(of_spread(chunk), chunk, weights, gate)
 
     def settle(self) -> None:
         if self.bound:
