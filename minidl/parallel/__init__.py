@@ -7,7 +7,8 @@
     compression.py      what is left out of a chunk is sent later;  codecs.py: the formats
     engine.py           many chunks at a time, beside the computation;  staging.py: from and to a device
     alone.py            what any team answers to the training loop;  team.py: a step: gradients leave, weights come
-    arrivals.py         weights on their way;  ahead.py: new ones while the backward pass needs the old
+    spread.py           new weights, where not every rank makes them;  ahead.py: already while the backward pass needs the old
+    arrivals.py         weights on their way
     state.py            all that a newcomer needs;  batch_norm.py: batch normalization over all ranks
     elastic.py          when a process dies;  members.py: who takes whose place
     ending.py, quiet.py how many processes end together, and speak with one voice

@@ -31,9 +31,9 @@ def recorded(profile: Profile) -> str:
     """What was looked at."""
     words = f"{clear(profile.seconds)} measured"
     if profile.recorded < 0.995 * profile.seconds:
-        words += f"; operations of {profile.steps} steps" if profile.steps else "; operations"
-        words += f" for {clear(profile.recorded)} of it"
-        words += ", then there were too many to write down" if profile.found.full else ""
+        full = profile.found.full
+        words += f"; operations of {profile.steps} steps" if profile.steps and not full else "; operations"
+        words += f" for {clear(profile.recorded)} of it" + (", then there were too many to write down" if full else "")
     if profile.skipped:
         words += f"; not the first step, {clear(profile.skipped)}, in which kernels may be compiled"
     return words + (f"; {profile.ranks} processes, of which this is the first" if profile.ranks > 1 else "")

@@ -64,6 +64,10 @@ class TestBottleneck:
         found._found.events[0].end = 1.0
         assert found.bottleneck() == "Bottleneck: forward pass, in Python between operations, 80 % of the time"
 
+    def test_of_an_operation_in_no_layer(self):
+        found = profile([event("tanh grad_x", 0.0, 0.4, "rule", "", "backward"), event("tanh before", 0.4, 0.8, "rule", "", "backward")])
+        assert found.bottleneck() == "Bottleneck: backward of tanh, 80 % of the time"
+
     def test_with_no_operations_known(self):
         assert profile(events=[], recorded=0.0).bottleneck() == "Bottleneck: backward pass, 50 % of the time"
 
@@ -90,7 +94,10 @@ class TestFirstCalls:
         events = [event("conv2d", 0.0, 0.5, layer=CONV), *(event("conv2d", 0.5 + 0.01 * k, 0.501 + 0.01 * k, layer=CONV) for k in range(9))]
         row, = rows.operations(events, [], 1.0)
         assert (row.calls, row.first) == (9, 0.5) and row.seconds == pytest.approx(0.009)
-        assert "first calls, which compile or load" in profile(events).table()
+        found = profile(events)
+        assert "first calls, which compile or load" in found.table()
+        assert found.bottleneck() == "Bottleneck: first calls, which compile or load something, 50 % of the time"
+        assert "let a first pass go before" in found.bottleneck_found().hint
 
     def test_one_that_is_like_the_others_is_not(self):
         row, = rows.operations([event("conv2d", k, k + 0.5) for k in range(3)], [], 1.0)
