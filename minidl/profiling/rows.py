@@ -81,17 +81,22 @@ class Operation:
 
 @dataclass
 class Bottleneck:
-    """What costs most: what it is, its share of the time, and what can be tried; gflops: at how many it ran, if it is a layer."""
+    """What costs most: what it is, its share of the time, and what can be tried; gflops: at how many it ran, if it is a layer.
+
+    passes: the share of all forward and backward passes, if it is a phase beside them that costs less than they do together.
+    """
 
     what: str
     share: float
     hint: str = ""
     gflops: float = 0.0
     phase: str = ""
+    passes: float = 0.0
 
     def __str__(self) -> str:
         speed = f", at {few(self.gflops)} GFLOP/s" if self.gflops else ""
-        return f"Bottleneck: {self.what}, {100 * self.share:.0f} % of the time{speed}"
+        passes = f"; forward and backward together {100 * self.passes:.0f} %" if self.passes else ""
+        return f"Bottleneck: {self.what}, {100 * self.share:.0f} % of the time{speed}{passes}"
 
 
 def few(x: float) -> str:
@@ -171,7 +176,10 @@ def bottleneck(found: Iterable[Phase], rows: Iterable[Operation], gaps: Mapping[
     gaps: the seconds of each phase that were spent in no operation, of `seconds` that were looked at so closely. facts: what is known of
     how it was done: compiled, threads, cores, overlap, compress.
     """
-    candidates = [Bottleneck(WORDS.get(phase.name, phase.name), phase.share, hint(phase.name, facts), phase=phase.name)
+    found = list(found)
+    passes = sum(phase.share for phase in found if phase.name in ("forward", "backward") and not phase.hidden)
+    candidates = [Bottleneck(WORDS.get(phase.name, phase.name), phase.share, hint(phase.name, facts), phase=phase.name,
+                             passes=passes if passes > phase.share else 0.0)
                   for phase in found if not phase.hidden and phase.name not in COMPUTING]
     if not seconds:
         candidates += [Bottleneck(COMPUTING[phase.name], phase.share, phase=phase.name) for phase in found

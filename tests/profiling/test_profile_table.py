@@ -55,6 +55,10 @@ class TestBottleneck:
         found = profile(phases={name: 0.6, "forward": 0.4}).bottleneck_found()
         assert str(found).startswith(f"Bottleneck: {words}") and hint in found.hint and found.share == 0.6
 
+    def test_a_phase_that_costs_more_than_any_layer_but_not_than_all(self):
+        found = profile(phases={"data": 0.42, "forward": 0.3, "backward": 0.28})
+        assert found.bottleneck() == "Bottleneck: waiting for data, 42 % of the time; forward and backward together 58 %"
+
     def test_hidden_communication_is_none(self):
         found = profile(phases={"forward": 0.6, "backward": 0.4}, hidden={"gradient exchange": 0.9})
         assert "backward of features.0" in found.bottleneck()
