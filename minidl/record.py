@@ -4,7 +4,8 @@
     metrics.jsonl       one JSON object an epoch
     checkpoint/         the newest checkpoints, a file each
 
-The journal (report/journal.py) adds what is only looked at. All three are written whole or not at all, so that they can be read at any moment, and a folder belongs to one process at a time.
+The journal (report/journal.py) adds what is only looked at. All three are written whole or not at all, so that they can be read at any
+moment, and a folder belongs to one process at a time.
 """
 
 from __future__ import annotations
