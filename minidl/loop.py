@@ -267,10 +267,9 @@ def finite(loss: float, run: Run, test: str = "") -> float:
 
 def to_model(model: Module, x: Array) -> Array:
     """An array on the device of the model's parameters."""
-    if next(model.named_parameters(), None) is None:
-        return x
+    first = next(model.named_parameters(), None)
     with phase("data"):
-        return backend.asarray(x, device_of(model))
+        return x if first is None else backend.asarray(x, first[1].device)
 
 
 def device_of(model: Module) -> str:

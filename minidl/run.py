@@ -75,7 +75,7 @@ class Run:
             for counts, now, then in zip((self.phases, self.hidden), self.read, before))
 
     def count(self, facts: Facts, seconds: float) -> None:
-        """Add what a minibatch came to, the seconds that it took, and those of their phases."""
+        """Add what a minibatch came to, and the seconds that it took."""
         self.loss += facts.loss * facts.seen
         self.right = None if self.right is None else self.right + facts.right
         self.seen += facts.seen
@@ -83,11 +83,11 @@ class Run:
         self.minibatch += 1
         self.step += 1
         self.seconds += seconds
-        self.measure()
 
     def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """All of it, as a checkpoint takes it: the arrays by name, and what JSON can hold."""
         self.team.settle()
+        self.measure()
         optimizer = self.optimizer.state_dict()
         arrays = {f"model.{name}": x for name, x in self.model.state_dict().items()}
         arrays |= {f"optimizer.{name}": x for name, x in optimizer.items() if backend.is_array(x)}
