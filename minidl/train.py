@@ -1,8 +1,8 @@
 """`python -m minidl.train`: train a model from the shell.
 
 Here are the options, and what happens around the loop: Ctrl-C, resume, a loss that is no longer finite, a full disk. The loop itself is
-in loop.py. What options come to is in task.py, where they come from in config.py, what a run leaves in its folder in record.py, and how
-it looks in display.py. Where there are many processes, lead.py says what the first one does for all.
+in loop.py. What options come to is in task.py, and in words in announce.py; where they come from in config.py; what a run leaves in its
+folder in record.py and report/; how it looks in display.py. Where there are many processes, lead.py says what the first one does for all.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ import numpy as np
 import typer
 
 import minidl
-from minidl import data, kernels, optim, parallel, pool, report
-from minidl.checkpoint import Checkpoints, Found, load
+from minidl import data, kernels, parallel, pool, report
+from minidl.announce import announced
+from minidl.checkpoint import Checkpoints, load
 from minidl.config import CountOrWord, gather
 from minidl.data.catalogue import CLASSES
 from minidl.display import Display, errors_told, memory_told, number, percent, tell
@@ -33,12 +34,11 @@ from minidl.errors import CheckpointError, NumericsError
 from minidl.lead import Lead, Ranks
 from minidl.loop import Callback, Objective, classification, evaluate, fit, reconstruction
 from minidl.measure import STEPS, Measure
-from minidl.optim.schedule import value_at
-from minidl.parallel import Communicator, ending, mpi
+from minidl.parallel import ending, mpi
 from minidl.parallel.quiet import quiet
 from minidl.record import Record, claimed, command, new_folder, read_config
 from minidl.run import Run, part
-from minidl.task import Plan, Task, make_optimizer, make_task, make_team, settle, spelled
+from minidl.task import Task, make_optimizer, make_task, make_team, settle, spelled
 
 MOST = 16               # threads that are used without being asked for: the work of a step has about so many pieces
 
@@ -139,7 +139,7 @@ def run(options: SimpleNamespace, task: Task, config: dict[str, Any] | None, ran
                 found = record.checkpoints.latest()
                 if options.weights is not None and found is None:
                     task.model.load_state_dict(weights_of(options.weights)[1])
-                task.plan += [*described(options, optimizer, task, folder, found, ranks.world), *task.notes]
+                task.plan += [*announced(options, optimizer, task, folder, found, ranks.world), *task.notes]
                 fit(task.model, task.loader, task.tests, optimizer, options.epochs, [signals, lead, *measures], objective=task.objective,
                     accumulate=options.accumulate, clip=options.clip, resume=found and (found.arrays, found.rest), team=team)
         except BaseException as error:
@@ -186,59 +186,6 @@ def weights_of(place: Path) -> tuple[Path, dict[str, Any]]:
     for damaged in found.damaged:
         tell(text=f"{damaged} is damaged, {found.file.name} is taken instead.")
     return found.file, part(found.arrays, "model.")
-
-
-def described(options: SimpleNamespace, optimizer: optim.Optimizer, task: Task, folder: Path, found: Found | None,
-              world: Communicator | None) -> Plan:
-    """How the model will learn, in words."""
-    lr = f"learning rate {options.lr:g}" + ("" if options.schedule == "constant" else f", {options.schedule}")
-    if found is not None:
-        lr += f", now {value_at(optimizer.options['lr'], found.rest.get('optimizer', {}).get('steps', 0)):.3g}"
-    place = [("run", str(folder))]
-    if options.resume is not None:
-        place = [("run", f"{folder}, resumed from {found.file.name}" if found else f"{folder}, from the start: it has no checkpoint yet")]
-        place += [("", f"{file.name} is damaged and was passed over") for file in (found.damaged if found else ())]
-        if found and part(found.arrays, "exchange.") and (world is None or options.compress == "none"):
-            place += [("", "what compression had not sent yet is dropped")]
-    return [
-        ("optimizer", f"{options.optimizer}, {lr}"),
-        *([("", kfac_described(options))] if options.optimizer == "kfac" else []),
-        *(exchange_described(options, world.size) if world is not None else []),
-        ("epochs", f"{options.epochs}, each of {len(task.loader):,} minibatches of {options.batch_size}"),
-        *place,
-        *([("report", f"none: {report.missing()}; pip install 'minidl[viz]'")] if report.missing() else []),
-    ]
-
-
-def kfac_described(options: SimpleNamespace) -> str:
-    """What K-FAC divides by, and how often it looks."""
-    def every(count: int | str) -> str:
-        return "when they change" if count == "adaptive" else "every step" if count == 1 else f"every {count} steps"
-
-    factors, inverses = every(options.factor_interval), every(options.inverse_interval)
-    often = f"factors and inverses {factors}" if factors == inverses else f"factors {factors}, inverses {inverses}"
-    return f"damping {options.damping:g}, KL clip {options.kl_clip:g}, {options.fisher} Fisher, {often}"
-
-
-def exchange_described(options: SimpleNamespace, processes: int) -> Plan:
-    """Who trains, and how they exchange what they have learned."""
-    places = processes - options.spares
-    learning = places - (not options.master_computes)
-    entire = "kfac" if options.optimizer == "kfac" else "--clip" if options.clip is not None else None
-    lasting = f", and {options.spares} to stand in" if options.spares else " as long as one lives" if options.elastic else ""
-    words = [f"{places}{lasting}", options.exchange + ("" if options.master_computes else " whose master only adds up")]
-    if options.overlap != "none":
-        words.append(f"overlap {'backward' if entire else options.overlap}")
-    if options.compress != "none":
-        words.append(options.compress + ("" if options.feedback else " without feedback"))
-    if options.sync_batch_norm:
-        words.append("batch normalization over all")
-    lines = [("processes", ", ".join(words))]
-    if entire and options.overlap == "forward":
-        lines.append(("", f"not overlap forward: {entire} needs all of the gradient before any weight changes"))
-    if learning > options.batch_size:
-        lines.append(("", f"{learning - options.batch_size} of them will be idle: there are {options.batch_size} examples in a minibatch"))
-    return lines
 
 
 def closed(signals: StopOnSignal, display: Display, options: SimpleNamespace, task: Task, folder: Path, ranks: Ranks,

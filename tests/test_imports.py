@@ -14,8 +14,8 @@ ROOT = Path(minidl.__file__).parent
 # From the top down. A name is a file or a folder of minidl/; a file may import from its own folder and from the lines above it.
 FLOORS = ["errors", "names", "backend", "memory", "pool", "profiler", "kernels", "watchers", "tensor", "modes", "plan", "graph", "walk",
           "profiling", "autograd", "functions", "nn", "curvature", "models", "data", "optim", "parallel", "checkpoint", "pictures",
-          "testing", "exercises", "run", "loop", "measure", "record", "display", "report", "config", "task", "lead", "train",
-          "predict", "launch"]
+          "testing", "exercises", "run", "loop", "measure", "record", "display", "report", "config", "task", "announce", "lead",
+          "train", "predict", "launch"]
 COMMANDS = ("train", "predict", "launch")
 
 
