@@ -19,7 +19,6 @@ from runs import last_checkpoint, metrics, process, status
 
 from minidl import checkpoint, display, loop
 from minidl import train as module
-from minidl.task import EXCHANGE
 from minidl.train import app
 
 place = pytest.fixture(runs.place)
@@ -535,31 +534,6 @@ class TestSignalsOfSpares:
     def test_a_process_that_is_to_train_ends_before_it_has_begun(self):
         with pytest.raises(KeyboardInterrupt):
             self.signals(spare=False).received(signal.SIGTERM, None)
-
-
-class TestExchangeDescribed:
-    """What the plan says of many processes."""
-
-    @pytest.mark.parametrize("processes, changes, lines", [
-        (4, {}, ["4, allreduce, overlap backward"]),
-        (4, {"exchange": "master-worker", "overlap": "none", "compress": "int8"}, ["4, master-worker, int8"]),
-        (4, {"compress": "fp16", "feedback": False, "sync_batch_norm": True},
-         ["4, allreduce, overlap backward, fp16 without feedback, batch normalization over all"]),
-        (4, {"elastic": True, "spares": 1}, ["3, and 1 to stand in, allreduce, overlap backward"]),
-        (4, {"elastic": True}, ["4 as long as one lives, allreduce, overlap backward"]),
-        (4, {"exchange": "master-worker", "master_computes": False, "overlap": "forward"},
-         ["4, master-worker whose master only adds up, overlap forward"]),
-        (4, {"overlap": "forward", "clip": 1.0},
-         ["4, allreduce, overlap backward", "not overlap forward: --clip needs all of the gradient before any weight changes"]),
-        (2, {"overlap": "forward", "optimizer": "kfac"},
-         ["2, allreduce, overlap backward", "not overlap forward: kfac needs all of the gradient before any weight changes"]),
-        (4, {"batch_size": 3}, ["4, allreduce, overlap backward", "1 of them will be idle: there are 3 examples in a minibatch"]),
-        (4, {"batch_size": 3, "exchange": "master-worker", "master_computes": False},
-         ["4, master-worker whose master only adds up, overlap backward"]),
-    ])
-    def test_who_trains_and_how(self, processes, changes, lines):
-        options = SimpleNamespace(**{**EXCHANGE, "optimizer": "sgd", "clip": None, "batch_size": 32, **changes})
-        assert [text for _, text in module.exchange_described(options, processes)] == lines
 
 
 class TestFaults:
