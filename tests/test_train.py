@@ -483,7 +483,7 @@ class TestSignals:
         assert len(metrics(place / "out")) == 3
 
     def test_before_the_first_step_there_is_nothing_to_go_on_with(self, place, capsys, monkeypatch):
-        monkeypatch.setattr(module, "described", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+        monkeypatch.setattr(module, "announced", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
         assert train(*SMALL, "--out", "out") == 143
         assert capsys.readouterr().err == "Stopped at once.\n" and not (place / "out").exists()
 
