@@ -8,6 +8,7 @@ the kernels know.
 
 from __future__ import annotations
 
+import _thread
 import os
 import threading
 import time
@@ -159,7 +160,7 @@ class Worker:
         self.job: Callable[[], None] | None = None          # None again when it is done
         self.error: BaseException | None = None
         self.wake, self.done = Signal(), Signal()
-        threading.Thread(target=self.loop, name="minidl-pool", daemon=True).start()
+        _thread.start_new_thread(self.loop, ())             # threading's start() waits for the thread, and Ctrl-C then may break its locks
 
     def loop(self) -> None:
         while True:
