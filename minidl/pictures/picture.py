@@ -36,6 +36,9 @@ STYLE: dict[str, Any] = {
 }
 
 
+NOTHING = dict.fromkeys(("Creator", "Date", "Format", "Type"))      # is said of an SVG beside what is to be seen
+
+
 class Picture:
     """Something to look at: a notebook shows it, `save` writes it, `svg` is its text; `str` says in words what is to be seen.
 
@@ -67,7 +70,7 @@ class Picture:
         written = io.BytesIO()
         with rc_context(STYLE), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing")       # whoever shows an SVG has letters of its own
-            self.figure.savefig(written, format=kind, dpi=144, metadata={"Date": None} if kind == "svg" else None)
+            self.figure.savefig(written, format=kind, dpi=144, metadata=NOTHING if kind == "svg" else None)
         return written.getvalue()
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
