@@ -35,6 +35,7 @@ class Library:
     event: Callable[[], Any] | None = None              # a mark among what the device does; None where calls come back when all is done
     elapsed: Callable[[Any, Any], float] | None = None  # milliseconds from one mark to another, once the device has come by both
     peak_memory: Callable[[], int] = lambda: 0          # the most bytes that arrays have taken
+    kernels: str = ""                                   # which twins in kernels/ take its arrays, beside the reference: "cuda"
 
 
 _by_type: dict[type, Library] = {}
@@ -74,7 +75,7 @@ def _load_cupy() -> Library:
         return float(cupy.cuda.get_elapsed_time(first, last))
 
     library = Library("cuda", cupy, cupy.ndarray, lambda x: f"cuda:{x.device.id}", asarray, cupy.asnumpy, synchronize, event, elapsed,
-                      lambda: cupy.get_default_memory_pool().total_bytes())
+                      lambda: cupy.get_default_memory_pool().total_bytes(), kernels="cuda")
     register(library)
     return library
 

@@ -1,7 +1,8 @@
 """Which version of a kernel runs: the reference, or a faster twin of the same name and signature.
 
-A twin is taken where it can be: for float32 arrays on the CPU the compiled ones of kernels/cpu, if Numba is there. A twin may decline a
-call by giving NotImplemented. The choice depends on what is installed and on the arrays, never on the clock; choice.py may narrow it.
+A twin is taken where it can be: for float32 arrays on the CPU the compiled ones of kernels/cpu, if Numba is there; for arrays on a GPU
+those of kernels/cuda. A twin may decline a call by giving NotImplemented. The choice depends on what is installed and on the arrays,
+never on the clock; choice.py may narrow it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from minidl import backend
 from minidl.kernels.choice import twins_allowed
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
@@ -32,8 +34,8 @@ def twinned(slow: Kernel) -> Kernel:
 
     @functools.wraps(slow)
     def kernel(x: Any, *others: Any, **options: Any) -> Any:
-        if type(x) is np.ndarray and x.dtype == FLOAT32 and twins_allowed():
-            fast = _cpu(x.size).get(name)
+        if twins_allowed():
+            fast = _on_device(x).get(name) if type(x) is not np.ndarray else _cpu(x.size).get(name) if x.dtype == FLOAT32 else None
             if fast is not None:
                 y = fast(x, *others, **options)
                 if y is not NotImplemented:
@@ -41,6 +43,14 @@ def twinned(slow: Kernel) -> Kernel:
         return slow(x, *others, **options)
 
     return cast(Kernel, kernel)
+
+
+def _on_device(x: Any) -> dict[str, Callable[..., Any]]:
+    """The twins for an array that is not NumPy's, by name: none unless its library says whose it takes."""
+    if backend.library_of(x).kernels != "cuda":
+        return {}
+    from minidl.kernels import cuda
+    return cuda.TWINS
 
 
 _twins: dict[str, Callable[..., Any]] | None = None

@@ -1,0 +1,68 @@
+"""CUDA files: read, compiled for the types that a call has, and launched.
+
+A file is compiled when it is first needed, by CuPy's RawModule, once for each set of types; CuPy keeps the result on disk. What a
+kernel computes stands in the .cu files and how many blocks it gets in the .py file beside it; this file knows none of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minidl import backend
+from minidl.backend import Array
+
+HERE = Path(__file__).parent
+NUMBERS = {"float16": "half_t", "bfloat16": "bfloat_t", "float32": "float", "float64": "double"}     # how numbers lie in memory
+OPTIONS = ("--std=c++17",)
+FAR = 2**31 - 2**24         # from this many numbers on, places are counted in 64 bits (below, a last block may look a little beyond)
+
+
+def launch(x: Array, file: str, name: str, blocks: int | tuple[int, ...], threads: int | tuple[int, ...], *args: Any, shared: int = 0,
+           far: bool = False, **types: str) -> None:
+    """Run the kernel `name` of `file`.cu on the device and in the dtype of x, after whatever was launched there before.
+
+    args: arrays (their pointers go, so they must be contiguous), None (a null pointer), int and bool (as I), float (as A), or NumPy
+    scalars as they are. shared: bytes of dynamic shared memory. far: whether I, which counts places, is 64 bits wide.
+    types: further macros. T, the type of x's numbers, and A, in which they are computed, are given to every file.
+    """
+    dtype = str(x.dtype)
+    macros = {"T": NUMBERS[dtype], "A": "double" if dtype == "float64" else "float", "I": "long long" if far else "int"} | types
+    kernel = function(backend.of(x), backend.device_of(x), file, name, tuple(sorted(macros.items())))
+    number, place = (np.float64 if dtype == "float64" else np.float32), (np.int64 if far else np.int32)
+    kernel(tuple(blocks) if isinstance(blocks, tuple) else (blocks,), tuple(threads) if isinstance(threads, tuple) else (threads,),
+           tuple(_argument(arg, number, place) for arg in args), shared_mem=shared)
+
+
+def _argument(arg: Any, number: Any, place: Any) -> Any:
+    if isinstance(arg, bool | int):
+        return place(arg)
+    if isinstance(arg, float):
+        return number(arg)
+    return np.uint64(0) if arg is None else arg
+
+
+@functools.cache
+def function(xp: Any, device: str, file: str, name: str, macros: tuple[tuple[str, str], ...]) -> Any:
+    """A compiled kernel, loaded on a device."""
+    return module(xp, device, file, macros).get_function(name)
+
+
+@functools.cache
+def module(xp: Any, device: str, file: str, macros: tuple[tuple[str, str], ...]) -> Any:
+    """A compiled file."""
+    return xp.RawModule(code=text(file), options=(*OPTIONS, *(f"-D{name}={value}" for name, value in macros)))
+
+
+@functools.cache
+def text(file: str) -> str:
+    """A CUDA file, after what all of them share."""
+    return "\n".join((HERE / name).read_text() for name in ("common.cuh", f"{file}.cu"))
+
+
+def far(*arrays: Array) -> bool:
+    """Whether one of these has so many numbers that places in it are counted in 64 bits."""
+    return any(x.size >= FAR for x in arrays)
