@@ -3,18 +3,14 @@
 // Macros that source.py gives: T, the type in which numbers lie in memory; A, in which they are computed: float, or double for double;
 // I, which counts places: int, or long long for large arrays. No header of CUDA's is needed, so that a bare machine can compile it.
 
+#include "ptx.cuh"
+
 struct half_t { unsigned short bits; };             // IEEE 754 binary16
 struct bfloat_t { unsigned short bits; };           // the upper half of a float
 
 __device__ inline float get(float x) { return x; }
 __device__ inline double get(double x) { return x; }
-
-__device__ inline float get(half_t x) {
-    float y;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
-    return y;
-}
-
+__device__ inline float get(half_t x) { return half_to_float(x.bits); }
 __device__ inline float get(bfloat_t x) { return __uint_as_float((unsigned)x.bits << 16); }
 
 template <typename To> __device__ inline To put(A x);       // rounded to the nearest, ties to even
@@ -22,11 +18,7 @@ template <typename To> __device__ inline To put(A x);       // rounded to the ne
 template <> __device__ inline float put<float>(A x) { return (float)x; }
 template <> __device__ inline double put<double>(A x) { return (double)x; }
 
-template <> __device__ inline half_t put<half_t>(A x) {
-    half_t y;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"((float)x));
-    return y;
-}
+template <> __device__ inline half_t put<half_t>(A x) { return {float_to_half((float)x)}; }
 
 template <> __device__ inline bfloat_t put<bfloat_t>(A x) {
     unsigned bits = __float_as_uint((float)x);

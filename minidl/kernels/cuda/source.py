@@ -7,6 +7,7 @@ kernel computes stands in the .cu files and how many blocks it gets in the .py f
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from minidl.backend import Array
 
 HERE = Path(__file__).parent
 NUMBERS = {"float16": "half_t", "bfloat16": "bfloat_t", "float32": "float", "float64": "double"}     # how numbers lie in memory
+INCLUDE = re.compile(r'^#include "([^"]+)"$', re.MULTILINE)
 OPTIONS = ("--std=c++17",)
 FAR = 2**31 - 2**24         # from this many numbers on, places are counted in 64 bits (below, a last block may look a little beyond)
 
@@ -59,8 +61,17 @@ def module(xp: Any, device: str, file: str, macros: tuple[tuple[str, str], ...])
 
 @functools.cache
 def text(file: str) -> str:
-    """A CUDA file, after what all of them share."""
-    return "\n".join((HERE / name).read_text() for name in ("common.cuh", f"{file}.cu"))
+    """A CUDA file, after what all of them share, with the files that it includes by name in their places."""
+    return _file("common.cuh") + _file(f"{file}.cu")
+
+
+def _file(name: str) -> str:
+    """One file of this folder; messages of the compiler name it, and the line in it."""
+    lines = (HERE / name).read_text()
+
+    def included(found: re.Match[str]) -> str:
+        return _file(found[1]) + f'#line {lines.count(chr(10), 0, found.end()) + 2} "{name}"'
+    return f'#line 1 "{name}"\n' + INCLUDE.sub(included, lines)
 
 
 def far(*arrays: Array) -> bool:

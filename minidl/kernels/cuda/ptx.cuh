@@ -1,0 +1,82 @@
+// The few instructions for which C++ has no word, each under a name: conversions, products on tensor cores, copies on the way.
+//
+// All assembly of minidl is here. The letters and the layout of the fragments are those of NVIDIA's PTX ISA, chapters "Matrix multiply-
+// accumulate operation using mma" and "Asynchronous copy". Tensor cores take bfloat16 and TF32 from sm_80 on, and so do the copies.
+
+__device__ inline float half_to_float(unsigned short bits) {
+    float y;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(bits));
+    return y;
+}
+
+__device__ inline unsigned short float_to_half(float x) {           // rounded to the nearest, ties to even
+    unsigned short y;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
+    return y;
+}
+
+__device__ inline unsigned to_tf32(float x) {                       // rounded to 10 bits behind the point, ties away from zero
+    unsigned y;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+    return y;
+}
+
+// d += a b by one warp. Lane l holds, with g = l / 4 and t = l % 4:
+//     d  16 x 8    rows g (d[0], d[1]) and g + 8 (d[2], d[3]), columns 2 t and 2 t + 1
+//     a  16 x 16   rows g (a[0], a[2]) and g + 8 (a[1], a[3]), columns 2 t and 2 t + 1 (a[0], a[1]), and those 8 further on (a[2], a[3])
+//     b  16 x 8    column g, rows 2 t and 2 t + 1 (b[0]), and those 8 further on (b[1])
+// with two numbers of 16 bits in each word, the first in the lower half
+
+__device__ inline void mma_f16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ inline void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// The same with TF32, a float of which only the upper 19 bits are read: d as above, and
+//     a  16 x 8    rows g (a[0], a[2]) and g + 8 (a[1], a[3]), columns t (a[0], a[1]) and t + 4 (a[2], a[3])
+//     b  8 x 8     column g, rows t (b[0]) and t + 4 (b[1])
+
+__device__ inline void mma_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Four 8 x 8 matrices of 16 bits by one warp: lane l gives where row l % 8 of matrix l / 8 stands (16 bytes, aligned), and gets of each
+// matrix i the numbers 2 t and 2 t + 1 of row g as r[i]; transposed, the numbers g of rows 2 t and 2 t + 1
+
+__device__ inline void load_matrices(unsigned (&r)[4], const void* shared) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"((unsigned)__cvta_generic_to_shared(shared)) : "memory");
+}
+
+__device__ inline void load_matrices_transposed(unsigned (&r)[4], const void* shared) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"((unsigned)__cvta_generic_to_shared(shared)) : "memory");
+}
+
+// Copies from global to shared memory that go on while the thread does. Not valid: zeros, and nothing is read. Copies are committed in
+// groups; copy_wait<N> waits until at most the last N groups of this thread are on their way.
+
+__device__ inline void copy_async4(void* shared, const void* global, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+                 : : "r"((unsigned)__cvta_generic_to_shared(shared)), "l"(global), "r"(valid ? 4 : 0) : "memory");
+}
+
+__device__ inline void copy_async8(void* shared, const void* global, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;"
+                 : : "r"((unsigned)__cvta_generic_to_shared(shared)), "l"(global), "r"(valid ? 8 : 0) : "memory");
+}
+
+__device__ inline void copy_async16(void* shared, const void* global, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 : : "r"((unsigned)__cvta_generic_to_shared(shared)), "l"(global), "r"(valid ? 16 : 0) : "memory");
+}
+
+__device__ inline void copy_commit() { asm volatile("cp.async.commit_group;" : : : "memory"); }
+
+template <int N> __device__ inline void copy_wait() { asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory"); }
