@@ -1,42 +1,24 @@
 """The array decides: which library made an array, and on which device it lies.
 
 There is no global device. `of(x)` gives NumPy or CuPy by the type of x, and operations call that library by the name `xp`. Only this
-file ever imports CuPy, and only once a CuPy array or a CUDA device turns up. A third library can be added with `register`; the tests
-add one that wraps NumPy and is as strict as CuPy. No mathematics here.
+file ever imports CuPy, and only once a CuPy array or a CUDA device turns up; what a Library is stands in library.py, and CuPy's in
+backend_cupy.py. A third can be added with `register`; the tests add one that wraps NumPy and is as strict as CuPy. No mathematics here.
 """
 
 from __future__ import annotations
 
 import importlib
-import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 
-from minidl.errors import ArgumentError, DeviceError
+from minidl import backend_cupy
+from minidl.errors import ArgumentError, DeviceError, DtypeError
+from minidl.library import Array, Library, Memory, ordinal
 
-Array = Any                         # numpy.ndarray or cupy.ndarray: two classes with one face
 SCALARS = (bool, int, float)        # Python numbers: they take the dtype of the array beside them
-
-
-@dataclass(frozen=True)
-class Library:
-    """An array library, and what minidl must know beside its NumPy-like face."""
-
-    name: str                                           # what its devices are called: "cpu", or "cuda" for "cuda:0"
-    xp: types.ModuleType | Any                          # the module that holds zeros, exp, ...
-    array: type                                         # its array type
-    device_of: Callable[[Array], str]
-    asarray: Callable[[Any, str], Array]                # (NumPy array or own array, device) to an array on that device
-    to_numpy: Callable[[Array], np.ndarray]
-    synchronize: Callable[[], None]
-    event: Callable[[], Any] | None = None              # a mark among what the device does; None where calls come back when all is done
-    elapsed: Callable[[Any, Any], float] | None = None  # milliseconds from one mark to another, once the device has come by both
-    peak_memory: Callable[[], int] = lambda: 0          # the most bytes that arrays have taken
-    kernels: str = ""                                   # which twins in kernels/ take its arrays, beside the reference: "cuda"
-
 
 _by_type: dict[type, Library] = {}
 _by_name: dict[str, Library] = {}
@@ -57,31 +39,9 @@ def _load_cupy() -> Library:
         cupy = importlib.import_module("cupy")
     except ImportError as error:
         raise DeviceError(f"cuda: CuPy cannot be imported ({error})", hint=hint) from None
-
-    def asarray(x: Any, device: str) -> Array:
-        with cupy.cuda.Device(_number(device)):
-            return cupy.asarray(x)
-
-    def synchronize() -> None:
-        cupy.cuda.get_current_stream().synchronize()
-
-    def event() -> Any:
-        mark = cupy.cuda.Event()
-        mark.record()
-        return mark
-
-    def elapsed(first: Any, last: Any) -> float:
-        last.synchronize()
-        return float(cupy.cuda.get_elapsed_time(first, last))
-
-    library = Library("cuda", cupy, cupy.ndarray, lambda x: f"cuda:{x.device.id}", asarray, cupy.asnumpy, synchronize, event, elapsed,
-                      lambda: cupy.get_default_memory_pool().total_bytes(), kernels="cuda")
+    library = backend_cupy.library(cupy)
     register(library)
     return library
-
-
-def _number(device: str) -> int:
-    return int(device.partition(":")[2] or 0)
 
 
 def library_of(x: Array) -> Library:
@@ -144,20 +104,22 @@ def named_device(name: str) -> str:
         except Exception as error:          # CuPy's own error type is only there with CuPy
             raise DeviceError(f"{name}: CuPy finds no usable GPU ({error})",
                               hint="Check the driver with nvidia-smi, or use the device cpu.") from None
-        if _number(name) >= count:
+        if ordinal(name) >= count:
             raise DeviceError(f"{name}: this machine has {count} CUDA device(s)", hint='The first one is "cuda:0".')
-    return kind if kind == "cpu" else f"{kind}:{_number(name)}"
+    return kind if kind == "cpu" else f"{kind}:{ordinal(name)}"
 
 
 def asarray(x: Any, device: str = "cpu") -> Array:
     """An array on a device: x itself if it lies there already, else a copy.
 
-    x: an array of any library, or what numpy.asarray takes. device: "cpu", "cuda:0", ...
+    x: an array of any library, or what numpy.asarray takes. device: "cpu", "cuda:0", ... Of several GPUs the one that was asked for last
+    is this thread's: what is made beside the arrays of a model must lie where they do. `on` says so for a block.
     """
     device = named_device(device)
     if is_array(x) and device_of(x) == device:
         return x
-    return _by_name[device.partition(":")[0]].asarray(to_numpy(x), device)
+    library = _by_name[device.partition(":")[0]]
+    return library.asarray(x if isinstance(x, library.array) else to_numpy(x), device)
 
 
 def to_numpy(x: Any) -> np.ndarray:
@@ -165,14 +127,92 @@ def to_numpy(x: Any) -> np.ndarray:
     return library_of(x).to_numpy(x) if is_array(x) else np.asarray(x)
 
 
+def is_float(dtype: Any) -> bool:
+    """Whether a dtype is of floating-point numbers: one of NumPy's, or bfloat16, which NumPy takes for bytes.
+
+    >>> is_float(np.dtype("float16")), is_float(np.dtype("int64"))
+    (True, False)
+    """
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
+def is_half(dtype: Any) -> bool:
+    """Whether a dtype is float16 or bfloat16: numbers that are stored in 16 bits, and computed with in float32."""
+    return dtype.itemsize == 2 and is_float(dtype)
+
+
+def wide(x: Any) -> Any:
+    """x, or its copy in float32 where its numbers have 16 bits. An array or a Tensor; anything else as it is."""
+    return x.astype("float32") if hasattr(x, "dtype") and is_half(x.dtype) else x
+
+
+def dtype_named(name: Any) -> np.dtype:
+    """A dtype by its name, also "bfloat16". DtypeError if there is none, or its package is missing.
+
+    >>> dtype_named("float16")
+    dtype('float16')
+    """
+    if isinstance(name, str) and name == "bfloat16":
+        try:
+            return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+        except ImportError:
+            raise DtypeError("bfloat16 is not one of NumPy's types: ml_dtypes brings it",
+                             hint="Install it: pip install 'minidl[precision]'.") from None
+    try:
+        return np.dtype(name)
+    except TypeError:
+        raise DtypeError(f"{name!r} is not a type of numbers", hint='For example "float32", "float16" or "bfloat16".') from None
+
+
+def library_named(device: str) -> Library:
+    """The Library that a device belongs to."""
+    return _by_name[named_device(device).partition(":")[0]]
+
+
+def on(device: str) -> AbstractContextManager:
+    """Within the block this is the thread's device, of several GPUs."""
+    streams = library_named(device).streams
+    return nullcontext() if streams is None else streams.on(device)
+
+
 def synchronize(device: str) -> None:
-    """Wait until everything asked of a device is done. On the CPU there is nothing to wait for."""
-    _by_name[named_device(device).partition(":")[0]].synchronize()
+    """Wait until everything asked of a device is done, by this thread. On the CPU there is nothing to wait for."""
+    with on(device):
+        library_named(device).synchronize()
+
+
+def memory(device: str) -> Memory | None:
+    """How much of a device's memory is taken, now; None where that is not known, as of the CPU."""
+    tell = library_named(device).memory
+    return None if tell is None else tell(named_device(device))
 
 
 def peak_memory(device: str) -> int:
-    """The most bytes that arrays have taken on a device so far, with what its library keeps for the next ones; 0 for the CPU."""
-    return _by_name[named_device(device).partition(":")[0]].peak_memory()
+    """The most bytes that this process has held on a device so far, with what was kept for the next arrays; 0 where that is not known."""
+    found = memory(device)
+    return 0 if found is None else found.peak
+
+
+def limit_memory(device: str, size: int) -> None:
+    """Hold no more than so many bytes on a device from now on, with what is kept for the next arrays; 0: as many as there are.
+
+    ArgumentError for a device without a limit, such as the CPU, a negative size, or one that is taken already.
+    """
+    limit, taken = library_named(device).limit, memory(device)
+    if limit is None or taken is None:
+        raise ArgumentError(f"limit_memory: the memory of {device} has no limit of minidl's",
+                            hint="It is for GPUs. For the CPU there is the shell: ulimit -v, in KiB.")
+    if size < 0 or 0 < size < taken.used:
+        raise ArgumentError(f"limit_memory: {size} bytes of {device}", taken=taken.used, hint="Give more than is taken, or 0 for no limit.")
+    limit(named_device(device), size)
+
+
+def watched(device: str) -> AbstractContextManager[Callable[..., int]] | None:
+    """Within the block: a function that tells how many bytes this thread's arrays have taken since; with most=True the most since it was
+    asked so last. None where a device does not tell.
+    """
+    watch = library_named(device).watch
+    return None if watch is None else watch(named_device(device))
 
 
 def generator(seed: int | np.random.Generator | np.random.SeedSequence | None = None) -> np.random.Generator:

@@ -244,7 +244,8 @@ class Recorder:
 
     def peak(self) -> int:
         """The most bytes so far: of the devices, if there are any, else in main memory."""
-        return sum(library.peak_memory() for library in self.devices.values()) if self.devices else peak_memory()
+        known = [library.memory(None) for library in self.devices.values() if library.memory is not None]
+        return sum(each.peak for each in known) if self.devices else peak_memory()
 
     def nanoseconds(self, moment: Any) -> int:
         """A moment that `now` gave, on this process's clock."""

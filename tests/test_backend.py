@@ -25,6 +25,9 @@ def cupy(monkeypatch):
         def __init__(self, number):
             assert number == 0
 
+        def use(self):
+            pass
+
         def __enter__(self):
             pass
 

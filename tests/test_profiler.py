@@ -203,7 +203,7 @@ class Stuff(np.ndarray):
 def device(monkeypatch):
     found = Device()
     library = backend.Library("stuff", np, Stuff, lambda x: "stuff", lambda x, device: x, np.asarray, found.synchronize, found.event,
-                              found.elapsed, lambda: 12345)
+                              found.elapsed, memory=lambda device: backend.Memory(0, 12345, 12345, 0, 0, 0))
     monkeypatch.setitem(backend._by_type, Stuff, library)
     monkeypatch.setitem(backend._by_name, "stuff", library)
     return found
