@@ -7,11 +7,13 @@ same on one process as on many, each of which takes its contiguous part of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
 
+from minidl import backend
+from minidl.backend import Array
 from minidl.data.dataset import Dataset
 from minidl.data.prefetch import Prefetch
 from minidl.data.transforms import Transform, rows, whole
@@ -86,36 +88,43 @@ class Loader:
 
         ArgumentError for a negative number, or a start that the epoch does not reach (its very end is allowed, and has no minibatches).
         """
+        batches = (self.take(*pick) for pick in self.picks(*self.checked(number, start)))
+        return Prefetch(batches, self.prefetch) if self.prefetch else timed(batches)
+
+    def checked(self, number: int, start: int) -> tuple[int, int]:
+        """The numbers of an epoch and of the minibatch where it starts. ArgumentError: see `epoch`."""
         number, start = whole("Loader", "epoch", number, 0), whole("Loader", "start", start, 0)
         if start > len(self):
             raise ArgumentError(f"Loader: epoch {number} has no minibatch {start}, it has {len(self)}",
                                 hint="Was the run that is resumed begun with another batch_size or other data?")
-        batches = self._batches(number, start)
-        return Prefetch(batches, self.prefetch) if self.prefetch else _timed(batches)
+        return number, start
 
     def __iter__(self) -> Iterator[Batch]:
         self.next_epoch += 1
         return self.epoch(self.next_epoch - 1)
 
-    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+    def picks(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, Any]]:
+        """Of each minibatch: the numbers of this rank's samples, and what the transform has drawn for them. `take` makes it of that."""
         order = self.order(epoch)
         for k in range(start, len(self)):
             size = self.size(k)
             part = slice(0, 0) if self.rank is None else share(size, self.rank, self.ranks)
             first = k * self.batch_size
-            x, y = self.data[order[first + part.start:first + part.stop]]
-            if self.transform is not None:
-                # drawn for the samples of all ranks, of which this one takes its rows
-                drawn = self.transform.draw(self._generator(AUGMENT, epoch, k), size)
-                x = _checked(self.transform.apply(x, rows(drawn, part)), len(y), self.transform)
-            yield x, y
+            # drawn for the samples of all ranks, of which this one takes its rows
+            drawn = None if self.transform is None else self.transform.draw(self._generator(AUGMENT, epoch, k), size)
+            yield order[first + part.start:first + part.stop], rows(drawn, part)
+
+    def take(self, index: np.ndarray, drawn: Any) -> Batch:
+        """The minibatch of the samples of these numbers, for which this was drawn."""
+        x, y = self.data[index]
+        return (x if self.transform is None else checked(self.transform.apply(x, drawn), len(y), self.transform)), y
 
     def _generator(self, *stream: int) -> np.random.Generator:
         # spawn_key and not a longer list of seeds: SeedSequence([1, 2]) and SeedSequence([1, 2, 0]) are the same
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=stream))
 
 
-def _timed(batches: Iterator[Batch]) -> Iterator[Batch]:
+def timed(batches: Iterator[Any]) -> Generator[Any, None, None]:
     """The same, where whoever takes one waits until it is made."""
     while True:
         with phase("data"):
@@ -145,8 +154,9 @@ def _dataset(data: Any) -> Dataset:
     return Dataset(*data)
 
 
-def _checked(x: np.ndarray, samples: int, transform: Any) -> np.ndarray:
-    if not isinstance(x, np.ndarray) or x.dtype != np.float32:
+def checked(x: Array, samples: int, transform: Any) -> Array:
+    """What a transform gave, if it is as many float32 images as it got."""
+    if not backend.is_array(x) or x.dtype != np.float32:
         raise DtypeError(f"Loader: {transform!r} gave {getattr(x, 'dtype', type(x).__name__)}, not a float32 array",
                          hint="End its apply with .astype(np.float32, copy=False).")
     if len(x) != samples:

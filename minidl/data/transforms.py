@@ -2,7 +2,8 @@
 
 A transform has two halves: `draw` makes the random numbers, one row a sample; `apply` uses them and is deterministic. So the loader
 can draw for a whole minibatch and give each process its rows, and the images are the same on one process as on many. Images come
-and go as float32 (N, C, H, W); an argument is never written to. Where they come from is the readers' business.
+and go as float32 (N, C, H, W); an argument is never written to. Those here take arrays of any device, with the same bits; draws are
+always made on the CPU. Where images come from is the readers' business.
 """
 
 from __future__ import annotations
@@ -10,17 +11,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, ClassVar
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
+from minidl import backend, kernels
+from minidl.backend import Array
 from minidl.data.dataset import Dataset
 from minidl.errors import ArgumentError, DefinitionError, DtypeError, ShapeError
 
 
 class Transform:
     """The base of all transforms; one of your own needs `apply`, and `draw` if it is random.
+
+    device: whether `apply` takes arrays of a GPU too, x as well as `drawn`, as it does if it works with `xp = minidl.backend.of(x)`.
+    Where a class does not say so of its own `apply`, images are transformed on the CPU.
 
     >>> class Invert(Transform):
     ...     def apply(self, x, drawn):
@@ -29,11 +35,13 @@ class Transform:
     array([[[[0.75]]]], dtype=float32)
     """
 
+    device: ClassVar[bool] = False
+
     def draw(self, generator: np.random.Generator, count: int) -> Any:
         """Random numbers for `count` samples: an array with that many rows, None, or a tuple of such."""
         return None
 
-    def apply(self, x: np.ndarray, drawn: Any) -> np.ndarray:
+    def apply(self, x: Array, drawn: Any) -> Array:
         """The images x, one a row of `drawn`, transformed into a new array."""
         raise DefinitionError(f"{type(self).__name__} has no method apply", hint="Define apply(self, x, drawn): x in, a new array out.")
 
@@ -46,6 +54,16 @@ def rows(drawn: Any, part: slice) -> Any:
     if isinstance(drawn, tuple):
         return tuple(rows(each, part) for each in drawn)
     return None if drawn is None else drawn[part]
+
+
+def on_devices(transform: Any) -> bool:
+    """Whether a transform takes arrays of any device. A class with an `apply` of its own says so itself."""
+    if isinstance(transform, Compose) and type(transform).apply is Compose.apply:
+        return all(map(on_devices, transform.transforms))
+    for cls in type(transform).__mro__:
+        if "device" in vars(cls) or "apply" in vars(cls):
+            return bool(vars(cls).get("device", False))
+    return False
 
 
 class Compose(Transform):
@@ -61,7 +79,7 @@ class Compose(Transform):
     def draw(self, generator: np.random.Generator, count: int) -> tuple:
         return tuple(transform.draw(generator, count) for transform in self.transforms)
 
-    def apply(self, x: np.ndarray, drawn: tuple) -> np.ndarray:
+    def apply(self, x: Array, drawn: tuple) -> Array:
         for transform, each in zip(self.transforms, drawn):
             x = transform.apply(x, each)
         return x
@@ -84,6 +102,7 @@ class Normalise(Transform):
 
     mean: float | Sequence[float]
     std: float | Sequence[float]
+    device: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -110,17 +129,17 @@ class Normalise(Transform):
         std = np.sqrt(np.maximum(second - np.square(first), 0)).round(6)
         return cls(np.round(first, 6).tolist(), np.where(std > 0, std, 1).tolist())
 
-    def apply(self, x: np.ndarray, drawn: None) -> np.ndarray:
+    def apply(self, x: Array, drawn: None) -> Array:
         if x.dtype.kind != "f":
             raise DtypeError(f"Normalise: x is {x.dtype}", hint="Give images as float32 in [0, 1], as a Dataset does: x / 255 for bytes.")
-        mean, std = np.array(self.mean, x.dtype), np.array(self.std, x.dtype)
+        mean, std = np.ravel(self.mean), np.ravel(self.std)
         for name, numbers in (("mean", mean), ("std", std)):
             if len(numbers) not in (1, x.shape[1]):
                 raise ShapeError(f"Normalise: x has {x.shape[1]} channels, {name} has {len(numbers)}", x=x.shape,
                                  hint="Normalise.of(data) measures the numbers that fit.")
-        axes = (-1,) + (1,) * (x.ndim - 2)
-        y = x - mean.reshape(axes)
-        y /= std.reshape(axes)
+        axes, device = (-1,) + (1,) * (x.ndim - 2), backend.device_of(x)
+        y = x - constant(tuple(mean.tolist()), x.dtype, device).reshape(axes)
+        y /= constant(tuple(std.tolist()), x.dtype, device).reshape(axes)
         return y
 
 
@@ -135,6 +154,7 @@ class HorizontalFlip(Transform):
     """
 
     p: float = 0.5
+    device: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.p <= 1:
@@ -143,8 +163,11 @@ class HorizontalFlip(Transform):
     def draw(self, generator: np.random.Generator, count: int) -> np.ndarray:
         return generator.random(count) < self.p
 
-    def apply(self, x: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    def apply(self, x: Array, drawn: Array) -> Array:
         images(x, "HorizontalFlip")
+        xp = backend.of(x)
+        if xp is not np:                        # whose host would have to wait to be told how many they are
+            return xp.where(drawn[:, None, None, None], x[:, :, :, ::-1], x)
         y = x.copy()
         y[drawn] = x[drawn, :, :, ::-1]
         return y
@@ -163,6 +186,7 @@ class Shift(Transform):
 
     pixels: int
     fill: float = 0.0
+    device: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         whole("Shift", "pixels", self.pixels, 0)
@@ -170,9 +194,9 @@ class Shift(Transform):
     def draw(self, generator: np.random.Generator, count: int) -> np.ndarray:
         return generator.integers(-self.pixels, self.pixels, (count, 2), endpoint=True)      # rows down, columns right
 
-    def apply(self, x: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    def apply(self, x: Array, drawn: Array) -> Array:
         images(x, "Shift")
-        return windows(x, self.pixels - drawn, x.shape[2:], self.pixels, self.fill)
+        return kernels.windows(x, self.pixels - drawn, x.shape[2:], self.pixels, self.fill)
 
 
 @dataclass(frozen=True)
@@ -190,6 +214,7 @@ class RandomCrop(Transform):
     padding: int
     size: int | tuple[int, int] | None = None
     fill: float = 0.0
+    device: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         whole("RandomCrop", "padding", self.padding, 0)
@@ -202,29 +227,24 @@ class RandomCrop(Transform):
     def draw(self, generator: np.random.Generator, count: int) -> np.ndarray:
         return generator.random((count, 2))         # where between first and last place: the places are not known before the image is
 
-    def apply(self, x: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    def apply(self, x: Array, drawn: Array) -> Array:
         images(x, "RandomCrop")
         size = x.shape[2:] if self.size is None else tuple(np.broadcast_to(self.size, 2).tolist())
         places = np.array(x.shape[2:]) + 2 * self.padding - size + 1
         if places.min() < 1:
             raise ArgumentError(f"RandomCrop: a window of {size[0]} x {size[1]} is larger than the image with its border", x=x.shape,
                                 padding=self.padding, hint="Make size smaller, or padding larger.")
-        return windows(x, (drawn * places).astype(int), size, self.padding, self.fill)
+        corners = (drawn * constant(tuple(places.tolist()), drawn.dtype, backend.device_of(x))).astype(np.int64)
+        return kernels.windows(x, corners, size, self.padding, self.fill)
 
 
-def windows(x: np.ndarray, corners: np.ndarray, size: tuple[int, ...], padding: int, fill: float) -> np.ndarray:
-    """From each image, in a border of `padding` times `fill`, the window of that size whose upper left corner is its row of `corners`.
-
-    x (N, C, H, W), corners (N, 2), size (OH, OW); the result is (N, C, OH, OW). One gather of whole windows: faster than a loop over the
-    images or over the distinct corners.
-    """
-    n, c, h, w = x.shape
-    padded = np.full((n, c, h + 2 * padding, w + 2 * padding), fill, x.dtype)
-    padded[:, :, padding:padding + h, padding:padding + w] = x
-    return sliding_window_view(padded, size, axis=(2, 3))[np.arange(n), :, corners[:, 0], corners[:, 1]]
+@cache
+def constant(numbers: tuple[float, ...], dtype: np.dtype, device: str) -> Array:
+    """A few numbers as an array on a device, brought there once."""
+    return backend.asarray(np.array(numbers, dtype), device)
 
 
-def images(x: np.ndarray, who: str) -> None:
+def images(x: Array, who: str) -> None:
     """ShapeError unless x has the four axes of images."""
     if x.ndim != 4:
         raise ShapeError(f"{who}: x has {x.ndim} axes, images have four", x=x.shape, expected="(N, C, H, W)")
