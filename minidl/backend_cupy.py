@@ -7,6 +7,7 @@ in as an argument, so that whatever has its names can stand in its place; the te
 from __future__ import annotations
 
 import gc
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -36,8 +37,12 @@ def library(cupy: Any, name: str = "cuda") -> Library:
         last.synchronize()
         return float(cupy.cuda.get_elapsed_time(first, last))
 
+    def solve_triangular(lower: Array, b: Array) -> Array:
+        return importlib.import_module("cupyx.scipy.linalg").solve_triangular(lower, b, lower=True)
+
     return Library(name, cupy, cupy.ndarray, lambda x: f"{name}:{x.device.id}", asarray, cupy.asnumpy, synchronize, event, elapsed,
-                   kernels="cuda", streams=Streams(cupy), memory=pool.memory, limit=pool.limit, watch=pool.watch)
+                   kernels="cuda", streams=Streams(cupy), memory=pool.memory, limit=pool.limit, watch=pool.watch,
+                   solve_triangular=solve_triangular if cupy.__name__ == "cupy" else None)
 
 
 class Streams:

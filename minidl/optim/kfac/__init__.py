@@ -12,7 +12,9 @@ arXiv:1503.05671). In the order in which one reads:
     blocks.py           what is common to all blocks;  averages.py: their running averages
     kronecker.py        A (x) G, in mathematics;  layers.py: affine layers, convolutions, embeddings
     moments.py          second moments of rows;  units.py: normalization layers
-    division.py         the three ways to divide by A (x) G + damping;  inverses.py: the linear algebra under them
+    division.py         the three ways to divide by A (x) G + damping;  inverses.py: the linear algebra under them,
+                        positive.py: on a GPU
+    renewal.py          what all blocks do together in a step;  reads.py: with few looks at what lies on a device
     levenberg.py        damping that finds its own size
     places.py           which block a parameter belongs to;  ranks.py: many processes that see one minibatch
 """

@@ -51,22 +51,28 @@ class Average:
         """Whether it is to be renewed at this step."""
         return timing.due(step) or (timing.adaptive and step >= self.next) or self.value is None
 
-    def add(self, x: Array, decay: float, step: int, adaptive: bool = False) -> None:
-        """Take in what a minibatch shows. x: an array that is the average's from now on."""
+    def add(self, x: Array, decay: float, step: int, adaptive: bool = False) -> Array | None:
+        """Take in what a minibatch shows. x: an array that is the average's from now on.
+
+        In adaptive timing gives a flag whether it has hardly moved, for `adapt`; at first there is nothing to compare with.
+        """
         kept = min(decay ** (max(step - self.latest, 1) if adaptive and self.value is not None else 1), 1 - 1e-9)
         self.weight = kept * self.weight + (1 - kept)
         self.latest = step
         if self.value is None:
             self.value = x
             self.put_off(step)
-            return
+            return None
         x -= self.value                                             # M <- M + share (X - M)
         x *= (1 - kept) / self.weight
-        if adaptive:
-            steady = float(norm(x)) < STEADY * float(norm(self.value))
-            self.interval = min(self.interval * 2, LONGEST) if steady else max(1, self.interval // 2)
-            self.put_off(step)
+        steady = norm(x) < STEADY * norm(self.value) if adaptive else None
         self.value += x
+        return steady
+
+    def adapt(self, steady: bool, step: int) -> None:
+        """Find a new interval."""
+        self.interval = min(self.interval * 2, LONGEST) if steady else max(1, self.interval // 2)
+        self.put_off(step)
 
     def put_off(self, step: int) -> None:
         """In adaptive timing: it is next due when its interval ends."""

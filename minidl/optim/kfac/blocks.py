@@ -15,9 +15,10 @@ from minidl import backend
 from minidl.backend import Array
 from minidl.graph import Node
 from minidl.optim.kfac.averages import Average, Timing
-from minidl.optim.kfac.inverses import Report, diagonals
+from minidl.optim.kfac.inverses import Report
 
 Gradients = dict[str, Array]                    # by role: "w", "b", "gamma", "beta"
+Doubt = tuple[Array, str]                       # a flag, not read yet, and what is to be reported if it is set
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,15 @@ class Block(ABC):
             self.examples += own if shown.examples is None else shown.examples
             self.counted = shown.backward
         gain = shown.gain * (own if shown.examples is None else 1)
-        x, gy = wide(x), wide(gy)
+        gy = wide(gy)
         self.observe(x, gy if gain == 1 or not shown.gradients else gy * gain, op, shown, fresh, step)
 
     @abstractmethod
     def observe(self, x: Array, gy: Array, op: Node, shown: Pass, fresh: bool, step: int) -> None:
-        """Add to the sums: every kind writes its own. fresh: whether the input has not been taken in yet."""
+        """Add to the sums: every kind writes its own.
+
+        x: as the layer had it; gy: float32 at least. fresh: whether the input has not been taken in yet.
+        """
 
     def remember(self, x: Array, gy: Array) -> None:
         """See the ordinary pass, in which the gradient is computed, of a block that `wants` to."""
@@ -134,15 +138,22 @@ class Block(ABC):
         """What a sum is divided by to be a mean."""
         return self.examples
 
-    def absorb(self, decay: float, step: int) -> None:
-        """Take the sums into the running averages."""
+    def absorb(self, sound: dict[str, bool], decay: float, step: int) -> list[tuple[Average, Array]]:
+        """Take the sums into the running averages. sound: which of them are finite.
+
+        Gives the averages that adapt their intervals, each with a flag for `Average.adapt`.
+        """
+        moved = []
         for name, x in self.sums.items():
-            if not bool(backend.of(x).isfinite(diagonals(x)).all()):
+            if not sound[name]:
                 self.settings.report(f"what this minibatch shows of factor {name} of {self.name} is not finite: it is left out")
                 continue
             x *= 1 / max(self.divisor(name), 1)
-            self.averages[name].add(x, decay, step, self.settings.timing.adaptive)
+            steady = self.averages[name].add(x, decay, step, self.settings.timing.adaptive)
+            if steady is not None:
+                moved.append((self.averages[name], steady))
             self.changed = True
+        return moved
 
     def put_off(self, step: int) -> None:
         """The layer was not used in a step in which statistics were taken: it is not waited for."""
@@ -166,9 +177,14 @@ class Block(ABC):
         """What these are called in reports."""
         return {}
 
-    def renew(self, inverses: dict[str, Array | None], damping: float) -> None:
-        """Take the inverses, and make whatever else it divides by."""
+    def unsure(self) -> dict[str, Array]:
+        """Flags of which `renew` must know whether they are set, by names of its own."""
+        return {}
+
+    def renew(self, inverses: dict[str, Array | None], sound: dict[str, bool], damping: float) -> Doubt | None:
+        """Take the inverses, and make whatever else it divides by. sound: what became of the flags of `unsure`."""
         self.damping, self.changed = damping, False
+        return None
 
     def unrefined(self) -> bool:
         """Whether there is something that can only be learned from the same examples after `renew`."""
@@ -178,11 +194,15 @@ class Block(ABC):
         """What is to be learned: an array, a sum over the examples that were shown here. first: the term of the step's first part."""
 
     def refine(self, squares: Array, decay: float) -> None:
-        """Learn it. squares: the sum over all examples."""
+        """Learn it. squares: the sum over all examples, which is finite."""
+
+    def trusts(self, gradients: Gradients) -> Array | None:
+        """A flag whether what it remembers of this step may stand for the gradients; None if it would not use that anyway."""
+        return None
 
     @abstractmethod
-    def directions(self, gradients: Gradients, damping: float) -> Gradients | None:
-        """(F + damping)^-1 times the gradients; None if there is nothing yet to divide by."""
+    def directions(self, gradients: Gradients, damping: float, trusted: bool = False) -> Gradients | None:
+        """(F + damping)^-1 times the gradients; None if there is nothing yet to divide by. trusted: what became of the flag of `trusts`."""
 
     @abstractmethod
     def bend(self, moved: Gradients) -> Array:
@@ -239,4 +259,4 @@ class Block(ABC):
 
 def wide(x: Array) -> Array:
     """x in float32 at least: moments of float16 would overflow."""
-    return x.astype("float32") if x is not None and x.dtype.kind == "f" and x.dtype.itemsize < 4 else x
+    return x.astype("float32") if x is not None and x.dtype.itemsize < 4 and backend.is_float(x.dtype) else x

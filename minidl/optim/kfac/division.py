@@ -54,23 +54,26 @@ class Eigen:
     def __init__(self) -> None:
         self.arrays: dict[str, Array] = {}      # "left" and "right": eigenvectors, for a diagonal factor none; "curvature": (blocks, l, r)
 
-    def find(self, left: Array, right: Array, damping: float, names: dict[str, str], report: Report) -> None:
-        """Find the eigenvectors. Where that fails, those of before stay."""
+    def find(self, left: Array, right: Array, sound: dict[str, bool], damping: float, names: dict[str, str],
+             report: Report) -> Array | None:
+        """Find the eigenvectors. Where that fails, those of before stay. sound: which sides are finite.
+
+        Gives a flag whether directions without curvature are damped by LEAST of the mean; None where that is known not to be.
+        """
         found: dict[str, Array] = {}
         values = []
         for side, factor in zip(("left", "right"), (left, right)):
             if factor.ndim == 2:
                 values.append(factor)
                 continue
-            pair = eigen(names[side], factor, "curvature" in self.arrays, report)
+            pair = eigen(names[side], factor, sound[side], "curvature" in self.arrays, report)
             if pair is None:
-                return
+                return None
             values.append(pair[0])
             found[side] = pair[1]
         curvature = values[0][:, :, None] * values[1][:, None, :]
-        if damping < LEAST * float(curvature.mean()) and float((curvature + damping).min()) < LEAST * float(curvature.mean()):
-            report(f"{' and '.join(names.values())}: directions without curvature are damped by {LEAST:g} of its mean")
         self.turn(found, curvature)
+        return curvature.min() + damping < LEAST * curvature.mean()
 
     def turn(self, vectors: dict[str, Array], curvature: Array) -> None:
         """Take a new basis and the products of eigenvalues in it."""

@@ -1,8 +1,8 @@
 """Inverting the Kronecker factors: damping, Cholesky, eigenvectors, and what is done when a factor does not let itself be inverted.
 
-Matrices come in stacks (blocks, k, k): a convolution in groups has a block for each. Large ones are cut into four until they are small;
-the inverse of a small one is made from its Cholesky factor by LAPACK's potri where SciPy is there, which takes a fifth of the time of
-`inv`; otherwise, and on a GPU, by solving with the factor.
+Matrices come in stacks (blocks, k, k): a convolution in groups has a block for each. How they are inverted on a GPU stands in positive.py.
+On a CPU large ones are cut into four until they are small; the inverse of a small one is made from its Cholesky factor by LAPACK's potri
+where SciPy is there, which takes a fifth of the time of `inv`; otherwise by solving with the factor.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ import numpy as np
 
 from minidl import backend, pool
 from minidl.backend import Array
+from minidl.optim.kfac import positive
+from minidl.optim.kfac.reads import finite, truths
 
 Report = Callable[[str], None]
+Item = tuple[str, Array, Array]         # a factor's name, a stack of matrices, and what is added to their diagonals
 
-SMALL = 64              # matrices up to this size are inverted together, those of one size in one call
+SMALL = 64              # matrices up to this size are inverted together, those of one size in one call: on a CPU
 WHOLE = 128             # matrices up to this size are left to LAPACK as they are
+JACOBI = 32             # and on a GPU up to this size the eigenvectors of a stack are found in one call
 JITTERS = (1e-6, 1e-5, 1e-4)        # of the mean of the diagonal, added to it where a factor is not positive definite
 
 
@@ -61,20 +65,22 @@ def above(k: int) -> np.ndarray:
 
 def cholesky_inverse(m: Array) -> Array | None:
     """The inverses of a stack of positive definite matrices; None if one of them is none."""
-    xp = backend.of(m)
-    if not bool(xp.isfinite(diagonals(m)).all()):
+    if not isinstance(m, np.ndarray):
+        found, sound = positive.inverses(m)
+        return found if truths([sound.all()])[0] else None
+    if not np.isfinite(diagonals(m)).all():
         return None
     if m.shape[1] <= SMALL and len(m) > 1:
         return _small(m)
-    found = [inverse(each) for each in m]
-    if any(each is None for each in found):
+    each = [inverse(one) for one in m]
+    if any(one is None for one in each):
         return None
-    return found[0][None] if len(found) == 1 else xp.stack(found)       # type: ignore[index]   # none is None
+    return each[0][None] if len(each) == 1 else np.stack(each)          # type: ignore[index, arg-type]   # none is None
 
 
 # (P  Q^T)^-1     (P^-1 + W^T T   -T^T)
 # (Q  R  )     =  (-T             S^-1),    W = Q P^-1,  S = R - W Q^T (the Schur complement),  T = S^-1 W
-def inverse(m: Array) -> Array | None:
+def inverse(m: np.ndarray) -> np.ndarray | None:
     """The inverse of a positive definite matrix; None if it is none. Down to WHOLE rows it is cut into four.
 
     Most of the work is then done by products of matrices, which run at twice the speed of LAPACK.
@@ -92,7 +98,7 @@ def inverse(m: Array) -> Array | None:
     if s is None:
         return None
     t = s @ w
-    result = backend.of(m).empty_like(m)
+    result = np.empty_like(m)
     result[:h, :h] = w.T @ t
     result[:h, :h] += p
     result[h:, :h] = -t
@@ -101,9 +107,9 @@ def inverse(m: Array) -> Array | None:
     return result
 
 
-def _whole(m: Array) -> Array | None:
+def _whole(m: np.ndarray) -> np.ndarray | None:
     """The inverse of one matrix by LAPACK's potrf and potri."""
-    routines = lapack(str(m.dtype)) if backend.of(m) is np else None
+    routines = lapack(str(m.dtype))
     if routines is None:
         found = _small(m[None])
         return None if found is None else found[0]
@@ -117,18 +123,14 @@ def _whole(m: Array) -> Array | None:
     return m if bool(np.isfinite(diagonals(m[None])).all()) else None
 
 
-def _small(m: Array) -> Array | None:
-    """The inverses of a stack by NumPy's or CuPy's Cholesky factors: L^-T L^-1."""
-    xp = backend.of(m)
+def _small(m: np.ndarray) -> np.ndarray | None:
+    """The inverses of a stack by NumPy's Cholesky factors: L^-T L^-1."""
     try:
-        lower = xp.linalg.cholesky(m)
-        if not bool((diagonals(lower) > 0).all()):                  # CuPy raises nothing
-            return None
-        root = xp.linalg.solve(lower, xp.broadcast_to(xp.eye(m.shape[1], dtype=m.dtype), m.shape))
+        root = np.linalg.solve(np.linalg.cholesky(m), np.broadcast_to(np.eye(m.shape[1], dtype=m.dtype), m.shape))
     except np.linalg.LinAlgError:
         return None
     m = root.swapaxes(-1, -2) @ root
-    return m if bool(xp.isfinite(diagonals(m)).all()) else None
+    return m if bool(np.isfinite(diagonals(m)).all()) else None
 
 
 @functools.cache
@@ -155,38 +157,62 @@ def lapack(dtype: str) -> tuple[Any, Any] | None:
     return potrf, potri
 
 
-def inverted(items: Sequence[tuple[str, Array, Array]], report: Report) -> list[Array | None]:
-    """The inverses of damped factors. items: for each its name, a stack of matrices, and what is added to their diagonals.
+def inverted(items: Sequence[Item], report: Report) -> list[Array | None]:
+    """The inverses of damped factors.
 
     A factor that is not positive definite gets more damping, ten times more each of three times; then it is tried in float64. If that
     fails too, or it is not finite, None says that the inverse of before is to be kept. All of this is reported.
     """
+    results: list[Array | None] = [None] * len(items)
+    if items:
+        (_on_cpu if all(isinstance(m, np.ndarray) for _, m, _ in items) else _on_device)(items, results)
+    return [_rescued(*items[i], report) if result is None else result for i, result in enumerate(results)]
+
+
+def _alike(items: Sequence[Item], limit: int) -> list[list[int]]:
+    """Which matrices are inverted together: those of one size, dtype and device up to a limit, others each for itself; large ones first."""
     together: dict[Any, list[int]] = {}
     for i, (_, m, _) in enumerate(items):
-        together.setdefault((m.shape[1], m.dtype, backend.device_of(m), i if m.shape[1] > SMALL else None), []).append(i)
-    results: list[Array | None] = [None] * len(items)
+        together.setdefault((m.shape[1], m.dtype, backend.device_of(m), i if m.shape[1] > limit else None), []).append(i)
+    return sorted(together.values(), key=lambda members: -items[members[0]][1].shape[1])
 
+
+def _damped(items: Sequence[Item], members: list[int]) -> Array:
+    """Matrices of one size as one stack, with what is added to their diagonals."""
+    damped = [plus_diagonal(*items[i][1:]) for i in members]
+    return damped[0] if len(damped) == 1 else backend.of(damped[0]).concatenate(damped)
+
+
+def _parted(items: Sequence[Item], members: list[int]) -> list[tuple[int, slice]]:
+    """Where each of them lies in that stack."""
+    ends = [sum(len(items[i][1]) for i in members[:k + 1]) for k in range(len(members))]
+    return [(i, slice(end - len(items[i][1]), end)) for i, end in zip(members, ends)]
+
+
+def _on_cpu(items: Sequence[Item], results: list[Array | None]) -> None:
+    """On the threads of the pool; no result for all of one call where one of them has none."""
     def work(members: list[int]) -> None:
-        damped = [plus_diagonal(*items[i][1:]) for i in members]
-        found = cholesky_inverse(damped[0] if len(damped) == 1 else backend.of(damped[0]).concatenate(damped))
-        at = 0
-        for i in members:
-            results[i] = None if found is None else found[at:at + len(items[i][1])]
-            at += len(items[i][1])
+        found = cholesky_inverse(_damped(items, members))
+        for i, place in _parted(items, members) if found is not None else ():
+            results[i] = found[place]                                   # type: ignore[index]   # it is not None
 
-    groups = sorted(together.values(), key=lambda members: -items[members[0]][1].shape[1])
-    if all(backend.of(m) is np for _, m, _ in items):
-        pool.each(work, groups)                                     # the large ones first, a thread for each
-    else:
-        for members in groups:
-            work(members)
-    return [_rescued(*items[i], report) if result is None else result for i, result in enumerate(results)]
+    pool.each(work, _alike(items, SMALL))                               # the large ones first, a thread for each
+
+
+def _on_device(items: Sequence[Item], results: list[Array | None]) -> None:
+    """Everything is asked of the device before anything is read: which have an inverse is one look for all."""
+    found: dict[int, tuple[Array, Array]] = {}
+    for members in _alike(items, positive.TOGETHER):
+        inverse, sound = positive.inverses(_damped(items, members))
+        found |= {i: (inverse[place], sound[place].all()) for i, place in _parted(items, members)}
+    for (i, (inverse, _)), sound in zip(found.items(), truths(flag for _, flag in found.values())):
+        results[i] = inverse if sound else None
 
 
 def _rescued(name: str, m: Array, extra: Array, report: Report) -> Array | None:
     """The inverse of one damped factor, by hook or by crook."""
     xp = backend.of(m)
-    if not bool(xp.isfinite(m).all()):
+    if not truths([finite(m)])[0]:
         report(f"{name} is not finite: the inverse of before is used, or the plain gradient if there is none")
         return None
     found = cholesky_inverse(plus_diagonal(m, extra))               # it may have been a neighbour's fault
@@ -206,16 +232,19 @@ def _rescued(name: str, m: Array, extra: Array, report: Report) -> Array | None:
     return None
 
 
-def eigen(name: str, m: Array, before: bool, report: Report) -> tuple[Array, Array] | None:
+def eigen(name: str, m: Array, sound: bool, before: bool, report: Report) -> tuple[Array, Array] | None:
     """Eigenvalues (blocks, k), none below 0, and eigenvectors (blocks, k, k), in columns, of a stack of symmetric matrices.
 
-    before: whether there are some already, which stay if None comes back; that is reported.
+    sound: whether it is finite. before: whether there are some already, which stay if None comes back; that is reported.
     """
     xp = backend.of(m)
     problem = "is not finite"
-    if bool(xp.isfinite(m).all()):
+    if sound:
         try:
-            values, vectors = xp.linalg.eigh(m)
+            if xp is np or m.shape[1] <= JACOBI:
+                values, vectors = xp.linalg.eigh(m)
+            else:                                           # of a stack CuPy would find them by rotations, which is for small matrices
+                values, vectors = (xp.stack(each) for each in zip(*[xp.linalg.eigh(one) for one in m]))
             return xp.maximum(values, 0), vectors
         except np.linalg.LinAlgError as error:
             problem = f"has no eigenvectors ({error})"

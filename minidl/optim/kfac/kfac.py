@@ -20,11 +20,10 @@ from minidl import backend
 from minidl.backend import Array
 from minidl.errors import ArgumentError, CheckpointError, MinidlError, NumericsError, nearest
 from minidl.nn.module import Module
-from minidl.optim.kfac import levenberg
+from minidl.optim.kfac import levenberg, renewal
 from minidl.optim.kfac.averages import Timing
 from minidl.optim.kfac.blocks import Block, Settings, wide
 from minidl.optim.kfac.division import INVERSIONS
-from minidl.optim.kfac.inverses import inverted
 from minidl.optim.kfac.places import BLOCK_KINDS
 from minidl.optim.kfac.ranks import Joint, describe
 from minidl.optim.kfac.scale import Prediction, check_name, no_prediction
@@ -197,23 +196,16 @@ class KFAC(Optimizer):
         with self._timed("factors"):
             for block in blocks:
                 block.follow(self.parameters[block.name].data)
-            for block in shown:
-                block.absorb(decay, step)
+            renewal.take_in(shown, decay, step)
             for block in blocks if self.statistics.term else ():
                 block.put_off(step)
         timely = Timing(self.inverse_interval, self.statistics.settings.timing.warm_up).due(step)
         due = [block for block in blocks
                if block.ready and (block.damping is None or (timely and (block.changed or block.damping != damping)))]
         with self._timed("inverses"):
-            items = [(block, side, matrix) for block in due for side, matrix in block.to_invert(damping).items()]
-            found = inverted([(block.side_names[side], *matrix) for block, side, matrix in items], self._report)
-            for block in due:
-                block.renew({side: inverse for (owner, side, _), inverse in zip(items, found) if owner is block}, damping)
+            renewal.renew(due, damping, self._report)
         with self._timed("factors"):
-            refined = [block for block in shown if block.unrefined()]
-            squares = [block.squares(self.statistics.term) for block in refined]
-            for block, each in zip(refined, self.total(squares) if squares and self.total is not None else squares):
-                block.refine(each, decay)
+            renewal.refine([block for block in shown if block.unrefined()], self.statistics.term, decay, self.total)
             for block in shown:
                 block.clear()
         # what comes now, in the same step or the next, is counted anew
@@ -228,17 +220,8 @@ class KFAC(Optimizer):
 
         Neither in the unit that scale.py speaks of, nor clipped.
         """
-        damping = self.present_damping() if damping is None else damping
-        found: dict[str, Array] = {}
         with self._timed("preconditioning"):
-            for block in self.blocks.values():
-                grads = {role: self.parameters[path].grad for role, path in block.paths.items() if self.parameters[path].requires_grad}
-                if block.damping is None or len(grads) < len(block.paths) or any(grad is None for grad in grads.values()):
-                    continue
-                u = block.directions({role: wide(grad.data) for role, grad in grads.items()}, damping)     # type: ignore[union-attr]
-                if u is not None:
-                    found |= {path: u[role] for role, path in block.paths.items()}
-        return found
+            return renewal.divided(self.blocks.values(), self.parameters, self.present_damping() if damping is None else damping)
 
     def _scale(self, directions: dict[str, Array]) -> None:
         """Bring directions into the unit of scale.py, and shorten them all by one factor so that lr^2 u^T F u <= kl_clip.

@@ -25,12 +25,15 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import numpy as np
+
 from minidl import backend
 from minidl.backend import Array
 from minidl.errors import DefinitionError
 from minidl.graph import Node
-from minidl.optim.kfac.blocks import Block, Gradients, Pass, Settings
-from minidl.optim.kfac.division import INVERSIONS, Cholesky, Ekfac, product
+from minidl.optim.kfac.blocks import Block, Doubt, Gradients, Pass, Settings, wide
+from minidl.optim.kfac.division import INVERSIONS, LEAST, Cholesky, Ekfac, product
+from minidl.optim.kfac.reads import finite
 
 PIECE = 2**22           # numbers of single examples that stand in memory together
 
@@ -61,7 +64,7 @@ class KroneckerBlock(Block):
 
     @abstractmethod
     def moments_of_inputs(self, x: Array, function: Any) -> Array:
-        """The sum of a a^T over examples and, in expand, positions."""
+        """The sum of a a^T over examples and, in expand, positions: float32 at least. On a device x may be of 16 bits."""
 
     @abstractmethod
     def moments_of_gradients(self, gy: Array) -> Array:
@@ -92,12 +95,12 @@ class KroneckerBlock(Block):
     def observe(self, x: Array, gy: Array, op: Node, shown: Pass, fresh: bool, step: int) -> None:
         if fresh:
             self.rows += len(gy) if self.sharing == "reduce" else self.positions(gy)
-            if self.due("A", step):
-                self.add("A", self.moments_of_inputs(x, op.function))
+            if self.due("A", step):                                 # a GPU multiplies 16-bit numbers faster, and adds up in float32
+                self.add("A", self.moments_of_inputs(wide(x) if isinstance(x, np.ndarray) else x, op.function))
         if shown.gradients and self.due("G", step):
             self.add("G", self.moments_of_gradients(gy))
             if self.inversion == "ekfac":
-                self.shown.append((x, gy, op.function, shown))
+                self.shown.append((wide(x), gy, op.function, shown))
 
     def divisor(self, name: str) -> float:
         each_position = "A" if self.sharing == "reduce" else "G"
@@ -120,13 +123,20 @@ class KroneckerBlock(Block):
         left, right = (self.averages[name].value for name in self.sides)
         return self.division.to_invert(left, right, damping)
 
-    def renew(self, inverses: dict[str, Array | None], damping: float) -> None:
-        super().renew(inverses, damping)
+    def unsure(self) -> dict[str, Array]:
+        if isinstance(self.division, Cholesky):
+            return {}                                               # who inverts the factors sees it
+        return {side: finite(self.averages[name].value) for side, name in zip(("left", "right"), self.sides)}
+
+    def renew(self, inverses: dict[str, Array | None], sound: dict[str, bool], damping: float) -> Doubt | None:
+        super().renew(inverses, sound, damping)
         if isinstance(self.division, Cholesky):
             self.division.take(inverses)
-        else:
-            left, right = (self.averages[name].value for name in self.sides)
-            self.division.find(left, right, damping, self.side_names, self.settings.report)
+            return None
+        left, right = (self.averages[name].value for name in self.sides)
+        flag = self.division.find(left, right, sound, damping, self.side_names, self.settings.report)
+        names = " and ".join(self.side_names.values())
+        return None if flag is None else (flag, f"{names}: directions without curvature are damped by {LEAST:g} of its mean")
 
     def unrefined(self) -> bool:
         return isinstance(self.division, Ekfac) and "curvature" in self.division.arrays and "G" in self.sums
@@ -143,7 +153,7 @@ class KroneckerBlock(Block):
 
     def squares_of(self, calls_shown: list[tuple[Array, Array, Any, Pass]]) -> Array:
         """The same for the calls of one part of the minibatch."""
-        bases = [self.division.arrays[side].swapaxes(-1, -2) for side in ("left", "right")]
+        bases = [self.division.arrays[side] for side in ("left", "right")]
         total: Any = 0
         for which in dict.fromkeys((id(shown), len(gy)) for _, gy, _, shown in calls_shown):        # pass by pass, all calls together
             calls = [(x, gy, function) for x, gy, function, shown in calls_shown if (id(shown), len(gy)) == which]
@@ -152,7 +162,7 @@ class KroneckerBlock(Block):
                 turned = []
                 for x, gy, function in calls:
                     a, g = self.single(x[some], gy[some], function)
-                    turned.append([q @ each for q, each in zip(bases, (a, g) if self.left == "A" else (g, a))])
+                    turned.append([in_basis(q, each) for q, each in zip(bases, (a, g) if self.left == "A" else (g, a))])
                 if len(turned) == 1 and turned[0][0].shape[-1] == 1:            # (l r^T)^2 = l^2 (r^2)^T, for all at once
                     left, right = [backend.of(each).moveaxis(each[..., 0] ** 2, 0, -1) for each in turned[0]]
                     total = total + left @ right.swapaxes(-1, -2)
@@ -162,10 +172,9 @@ class KroneckerBlock(Block):
         return total
 
     def refine(self, squares: Array, decay: float) -> None:
-        squares = squares * (1 / max(self.examples, 1))
-        if bool(backend.of(squares).isfinite(squares).all()):
-            self.refined += 1
-            self.division.rescale(squares, (1 - decay) / (1 - decay ** self.refined) if decay < 1 else 1 / self.refined)
+        self.refined += 1
+        share = (1 - decay) / (1 - decay ** self.refined) if decay < 1 else 1 / self.refined
+        self.division.rescale(squares * (1 / max(self.examples, 1)), share)
 
     def directions(self, gradients: Gradients, damping: float) -> Gradients | None:
         u = self.division.divide(self.matrix(gradients), damping)
@@ -231,6 +240,13 @@ class KroneckerBlock(Block):
     def move(self, device: str, dtype: Any) -> None:
         super().move(device, dtype)
         self.division.arrays = {name: backend.asarray(x.astype(dtype, copy=False), device) for name, x in self.division.arrays.items()}
+
+
+def in_basis(q: Array, x: Array) -> Array:
+    """Q^T x for a stack Q (blocks, k, k) and each of x (examples, blocks, k, T)."""
+    if x.shape[-1] > 1:
+        return q.swapaxes(-1, -2) @ x
+    return (x[..., 0].swapaxes(0, 1) @ q).swapaxes(0, 1)[..., None]         # one product for all examples
 
 
 def pieces(count: int, numbers: int) -> Iterator[slice]:

@@ -42,22 +42,32 @@ class AffineBlock(KroneckerBlock):
     def remember(self, x: Array, gy: Array) -> None:
         self.rows_seen.append((wide(x).reshape(-1, x.shape[-1]), wide(gy).reshape(-1, gy.shape[-1])))
 
-    def directions(self, gradients: Gradients, damping: float) -> Gradients | None:
-        shape, divisors = gradients["w"].shape, self.division.arrays
-        if self.rows_seen and len(divisors) == 2 and cheaper(sum(len(x) for x, _ in self.rows_seen), *shape):
-            xp = backend.of(gradients["w"])
-            x, gy = (xp.concatenate(each) if len(each) > 1 else each[0] for each in zip(*self.rows_seen))
-            if self.unchanged(x, gy, gradients):
-                x = xp.concatenate((x, xp.ones((len(x), 1), x.dtype)), axis=1) if "b" in self.paths else x
-                left, right = kernels.matmul(x, divisors["left"][0]), kernels.matmul(gy, divisors["right"][0])
-                return self.parts(kernels.matmul(left.T, right)[None])
-        return super().directions(gradients, damping)
+    def trusts(self, gradients: Gradients) -> Array | None:
+        if not self.rows_seen or len(self.division.arrays) < 2:
+            return None
+        if not cheaper(sum(len(x) for x, _ in self.rows_seen), *gradients["w"].shape):
+            return None
+        return self.unchanged(*self.remembered(), gradients)
+
+    def remembered(self) -> tuple[Array, Array]:
+        """All of x and gy that were remembered."""
+        x, gy = (backend.of(each[0]).concatenate(each) if len(each) > 1 else each[0] for each in zip(*self.rows_seen))
+        return x, gy
+
+    def directions(self, gradients: Gradients, damping: float, trusted: bool = False) -> Gradients | None:
+        if not trusted:
+            return super().directions(gradients, damping)
+        (x, gy), divisors = self.remembered(), self.division.arrays
+        xp = backend.of(x)
+        x = xp.concatenate((x, xp.ones((len(x), 1), x.dtype)), axis=1) if "b" in self.paths else x
+        left, right = kernels.matmul(x, divisors["left"][0]), kernels.matmul(gy, divisors["right"][0])
+        return self.parts(kernels.matmul(left.T, right)[None])
 
     # The gradient is X^T Gy, X with a 1 at the end of each row. So A^-1 (X^T Gy) G^-1 = (X A^-1)^T (Gy G^-1), which takes fewer
     # multiplications where there are fewer rows than inputs and outputs. It is right only as long as nobody has changed the gradient:
     # clipped it, say. That is looked at along one random direction. Where minibatches are cut the rows of other parts are elsewhere.
-    def unchanged(self, x: Array, gy: Array, gradients: Gradients) -> bool:
-        """Whether the gradients are what comes from these rows."""
+    def unchanged(self, x: Array, gy: Array, gradients: Gradients) -> Array:
+        """A flag: whether the gradients are what comes from these rows."""
         xp = backend.of(x)
         along = backend.asarray(probe(gy.shape[1]).astype(gy.dtype), backend.device_of(gy))
         weights = gy @ along
@@ -65,7 +75,7 @@ class AffineBlock(KroneckerBlock):
         off = norm(gradients["w"] @ along - wanted)
         if "b" in self.paths:
             off = off + abs(gradients["b"] @ along - weights.sum())
-        return bool(off <= 256 * xp.finfo(gy.dtype).eps * (norm(wanted) + abs(weights.sum())))
+        return off <= 256 * xp.finfo(gy.dtype).eps * (norm(wanted) + abs(weights.sum()))
 
     def description(self) -> dict[str, Any]:
         return super().description() | {"small": self.small}
@@ -76,7 +86,7 @@ class AffineBlock(KroneckerBlock):
 
     def moments_of_inputs(self, x: Array, function: Any) -> Array:
         if self.sharing == "reduce":
-            x = x.reshape(len(x), -1, x.shape[-1]).mean(axis=1)
+            x = wide(x).reshape(len(x), -1, x.shape[-1]).mean(axis=1)
         return moments(x.reshape(-1, x.shape[-1]), "b" in self.paths)[None]
 
     def moments_of_gradients(self, gy: Array) -> Array:
@@ -116,6 +126,7 @@ class Conv2dBlock(KroneckerBlock):
         window, bias = function.window, "b" in self.paths
         if self.sharing == "expand":
             return kernels.conv2d_patch_moments(x, window, self.groups, bias)
+        x = wide(x)
         patches = backend.of(x).concatenate([self.patches(x[some], window).mean(axis=-1, keepdims=True)
                                              for some in pieces(len(x), x[:1].size * window.kernel[0] * window.kernel[1])])
         rows = with_one(patches, bias)[..., 0].swapaxes(0, 1)                               # (groups, N, K)

@@ -57,12 +57,12 @@ def factor(start: Foretold, closure: Callable[[], Any], parameters: Mapping[str,
     weight: of the examples in the loss, all together: what F is to be multiplied by to be the loss's own curvature.
     """
     moved = {path: parameters[path].data - w for path, w in start.weights.items()}
-    slope = sum(_dot(start.gradients[path], d) for path, d in moved.items())
-    bend = damping * sum(_dot(d, d) for d in moved.values())
+    slope: Any = sum(_dot(start.gradients[path], d) for path, d in moved.items())
+    bend: Any = damping * sum(_dot(d, d) for d in moved.values())
     for block in blocks:
         if block.ready and all(path in moved for path in block.paths.values()):
-            bend += float(block.bend({role: moved[path] for role, path in block.paths.items()}))
-    foretold = slope + weight * bend / 2
+            bend = bend + block.bend({role: moved[path] for role, path in block.paths.items()})
+    foretold = float(slope + weight * bend / 2)
     fell = value(closure) - start.loss
     if not math.isfinite(fell):
         return 1 / FACTOR
@@ -84,5 +84,5 @@ def value(closure: Callable[[], Any]) -> float:
         raise ArgumentError(f"KFAC.step: the closure gave {loss!r:.60}, and must give the loss, a single number", hint=hint) from None
 
 
-def _dot(a: Array, b: Array) -> float:
-    return float(backend.of(a).vdot(a, b))
+def _dot(a: Array, b: Array) -> Array:
+    return backend.of(a).vdot(a, b)

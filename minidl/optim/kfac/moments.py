@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from minidl import backend, pool
+from minidl import backend, kernels, pool
 from minidl.backend import Array
 
 NARROW = 64             # columns that a product should have
@@ -34,24 +34,32 @@ def moments(rows: Array, bias: bool = False) -> Array:
         products = second_moments(rows)
     if not bias:
         return products
-    m = backend.of(rows).empty((k + 1, k + 1), rows.dtype)
+    m = backend.of(rows).empty((k + 1, k + 1), products.dtype)
     m[:k, :k] = products
-    m[k, :k] = m[:k, k] = rows.sum(axis=0)
+    m[k, :k] = m[:k, k] = rows.sum(axis=0, dtype=products.dtype)
     m[k, k] = n
     return m
 
 
 def second_moments(rows: Array) -> Array:
-    """rows^T rows. NumPy sees that this is symmetric, and computes half of it.
+    """rows^T rows; of 16-bit rows in float32. NumPy sees that this is symmetric, and computes half of it.
 
-    Products of narrow matrices are slow: some rows are then thought to be one, and of its moments the blocks on the diagonal are added.
+    Products of narrow matrices are slow on a CPU: some rows are then thought to be one, and of its moments the blocks on the diagonal are
+    added. On a GPU it is the kernel's product, in whatever precision is allowed there.
     """
     n, k = rows.shape
+    if not isinstance(rows, np.ndarray):
+        return product(rows.T, rows)
     several = NARROW // k if rows.flags.c_contiguous else 1
     if several < 2 or n < several * NARROW:
         return rows.T @ rows
     whole = n // several * several
     joined = rows[:whole].reshape(-1, several * k)
     blocks = (joined.T @ joined).reshape(several, k, several, k)
-    total = backend.of(rows).einsum("ijik->jk", blocks)
+    total = np.einsum("ijik->jk", blocks)
     return total if whole == n else total + rows[whole:].T @ rows[whole:]
+
+
+def product(a: Array, b: Array) -> Array:
+    """a b on a device; of 16-bit numbers added up, and given, in float32."""
+    return kernels.matmul(a, b, dtype="float32") if a.dtype.itemsize < 4 else kernels.matmul(a, b)

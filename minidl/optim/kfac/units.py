@@ -15,7 +15,7 @@ from typing import Any
 from minidl import backend
 from minidl.backend import Array
 from minidl.graph import Node
-from minidl.optim.kfac.blocks import Block, Gradients, Pass
+from minidl.optim.kfac.blocks import Block, Gradients, Pass, wide
 
 
 class UnitBlock(Block):
@@ -26,7 +26,7 @@ class UnitBlock(Block):
 
     def observe(self, x: Array, gy: Array, op: Node, shown: Pass, fresh: bool, step: int) -> None:
         if shown.gradients and self.due("F", step):
-            by = dict(zip(self.roles, self.single(x, gy, op)))
+            by = dict(zip(self.roles, self.single(wide(x), gy, op)))
             rows = [by[role] for role in self.roles if role in self.paths]
             p = len(rows)
             f = backend.of(gy).empty((rows[0].shape[1], p, p), gy.dtype)
@@ -40,7 +40,7 @@ class UnitBlock(Block):
         """The gradients of single examples by gamma (None if it is not wanted) and by beta, (N, units) each."""
 
     # ((a, b), (b, d))^-1 = ((d, -b), (-b, a)) / (a d - b^2)
-    def directions(self, gradients: Gradients, damping: float) -> Gradients | None:
+    def directions(self, gradients: Gradients, damping: float, trusted: bool = False) -> Gradients | None:
         f = self.averages["F"].value
         xp = backend.of(f)
         roles = [role for role in self.roles if role in self.paths]

@@ -194,6 +194,13 @@ class TestAverages:
         np.testing.assert_allclose(optimizer.blocks["w"].averages["A"].value[0], a.T @ a / 5, rtol=1e-12)
 
 
+def adapted(average, x, decay, step):
+    """Take in x, and find the next interval."""
+    steady = average.add(x, decay, step, True)
+    if steady is not None:
+        average.adapt(bool(steady), step)
+
+
 class TestIntervals:
     def changes(self, steps, name, **options):
         """At which steps a factor ("A", "G") or an inverse ("left") has changed; the minibatch is another one each time."""
@@ -238,7 +245,7 @@ class TestIntervals:
         for step in range(60):
             if average.due(step, timing):
                 due.append(step)
-                average.add(np.eye(2), 0.9, step, True)
+                adapted(average, np.eye(2), 0.9, step)
         assert np.diff(due).tolist() == [1, 1, 2, 4, 8, 16]
 
     def test_adaptive_ones_are_halved_where_it_moves(self):
@@ -246,7 +253,7 @@ class TestIntervals:
         for step in range(80):
             if average.due(step, timing):
                 due.append(step)
-                average.add(np.eye(2) * (1 if step < 30 else 10.0 ** (step % 7)), 0.5, step, True)
+                adapted(average, np.eye(2) * (1 if step < 30 else 10.0 ** (step % 7)), 0.5, step)
         gaps = np.diff(due)
         assert gaps.max() >= 8 and gaps[-3:].tolist() == [1, 1, 1]
 
