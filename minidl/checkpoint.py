@@ -69,7 +69,7 @@ def save(file: str | Path, arrays: Mapping[str, Array], rest: Mapping[str, Any] 
     stored, orders = {}, {}
     for name, x in arrays.items():
         x = backend.to_numpy(x)
-        if x.dtype.kind not in "biuf" or x.dtype.itemsize > 8:
+        if not (x.dtype.kind in "biu" or backend.is_float(x.dtype)) or x.dtype.itemsize > 8:
             raise CheckpointError(f"checkpoint: {name} is {x.dtype}, which safetensors cannot hold")
         order = memory_order(x)
         stored[name] = np.asarray(x.transpose(order), x.dtype.newbyteorder("="), order="C")
@@ -103,7 +103,7 @@ def load(file: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
                               hint="It is cut off, or is not a safetensors file.") from error
     except (TypeError, AttributeError) as error:            # what NumPy says to bfloat16 and the like
         raise CheckpointError(f"checkpoint: {file} holds numbers that NumPy does not have: {error}",
-                              hint="Convert it to float32 first.") from error
+                              hint="For bfloat16 install minidl[precision]; else convert it to float32 first.") from error
     ours = [text for key, text in metadata.items() if key == "minidl" or text.startswith('{"checksum"')]     # whichever is damaged
     if not ours:
         return arrays, {}

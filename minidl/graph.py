@@ -45,6 +45,7 @@ from minidl.errors import (
 )
 from minidl.modes import Mode, check_finite, checksum, line_of_caller, mode
 from minidl.plan import Plan
+from minidl.shortage import shortage
 from minidl.tensor import Tensor, make
 from minidl.watchers import Watchers, arriving
 
@@ -62,6 +63,8 @@ class Function:
     outputs: ClassVar[tuple[str, ...]] = ("y",)
     name: ClassVar[str] = "function"
     multiply_adds: ClassVar[Callable[..., int] | None] = None       # of a product, from the shapes of y and of its two factors
+    in_float32: ClassVar[bool] = False      # forward and rules get float32 copies of arrays of 16 bits: it sums, or rounds many times
+    stays_wide: ClassVar[bool] = False      # what forward makes of such arrays is not rounded to their 16 bits: a loss, say
     plan: ClassVar[Plan]
     _called = False
 
@@ -86,6 +89,7 @@ class Function:
         tensors = False
         wanted = 0
         library: Any = None
+        first: Any = None                                   # dtype of the first array
         for i, x in enumerate(xs):
             if isinstance(x, Tensor):
                 tensors = True
@@ -97,11 +101,12 @@ class Function:
             kind = type(x)
             if kind is not library and kind not in PASSING:
                 if library is None and kind in backend._by_type:
-                    library = kind
+                    library, first = kind, x.dtype
                 elif isinstance(x, np.generic):
                     x = x.item()                            # a NumPy scalar takes the dtype of the array beside it, as a Python one does
                 else:
                     library = self._admit(i, x, library, xs)
+                    first = x.dtype if first is None else first
             arrays.append(x)
         if library is not np.ndarray:
             if library is None:                             # numbers only: NumPy's are arrays without axes, as its reductions give them
@@ -113,14 +118,20 @@ class Function:
         recorder, record = on.recorder, None
         if recorder is not None:
             started = perf_counter_ns() if library is np.ndarray else recorder.now(library)
+        given = [backend.wide(x) for x in arrays] if self.in_float32 and first is not None and first.itemsize == 2 else arrays
         try:
-            y = self.forward(*arrays)
+            y = self.forward(*given)
         except MinidlError:
             raise
         except (ValueError, TypeError, IndexError) as error:
             raise self._translated(error, arrays) from error
+        except MemoryError as error:
+            nodes = [x.node for x in xs if isinstance(x, Tensor) and x.node is not None]
+            raise shortage(error, self.name, next(filter(backend.is_array, arrays), None), nodes, **self._seen(arrays)) from None
         if recorder is not None:
             record = recorder.operation(started, self, arrays, y, library)
+        if first is not None and getattr(y, "dtype", first) is not first and not self.stays_wide:
+            y = _rounded(y, arrays)
 
         if not self.plan.single and (type(y) is not tuple or len(y) != len(self.outputs)):
             raise self._wrong_result(y)
@@ -134,11 +145,11 @@ class Function:
                 if y is None or isinstance(y, tuple | list | Tensor):
                     raise self._wrong_result(y)
                 y = _as_array(y, arrays)
-            node = Node(self, xs, arrays, (y,), wanted, on, record) if wanted and on.grad and y.dtype.kind == "f" else None
+            node = Node(self, xs, arrays, (y,), wanted, on, record) if wanted and on.grad and backend.is_float(y.dtype) else None
             return make(y, node)
         y = tuple(part if type(part) is library else _as_array(part, arrays) for part in y)
         node = Node(self, xs, arrays, y, wanted, on, record) if wanted and on.grad else None
-        return tuple(make(part, node if part.dtype.kind == "f" else None, k) for k, part in enumerate(y))
+        return tuple(make(part, node if backend.is_float(part.dtype) else None, k) for k, part in enumerate(y))
 
     # What can be wrong with an argument, away from the path that every call takes
 
@@ -178,8 +189,10 @@ class Function:
     def _translated(self, error: Exception, arrays: list[Any]) -> MinidlError:
         """An error that the array library raised, as one of ours that names the operation and its arguments."""
         kind = ShapeError if isinstance(error, ValueError) else DtypeError if isinstance(error, TypeError) else LabelError
-        seen = {self.label(i): f"{x.shape} {x.dtype}" if backend.is_array(x) else repr(x) for i, x in enumerate(arrays)}
-        return kind(f"{self.name}: {error}", **seen)
+        return kind(f"{self.name}: {error}", **self._seen(arrays))
+
+    def _seen(self, arrays: list[Any]) -> dict[str, str]:
+        return {self.label(i): f"{x.shape} {x.dtype}" if backend.is_array(x) else repr(x) for i, x in enumerate(arrays)}
 
 
 def _as_array(y: Any, arrays: list[Any]) -> Array:
@@ -188,6 +201,15 @@ def _as_array(y: Any, arrays: list[Any]) -> Array:
         return y
     xp = next((backend.of(x) for x in arrays if type(x) not in PASSING), np)
     return xp.asarray(y)
+
+
+def _rounded(y: Any, arrays: list[Any]) -> Any:
+    """A result in the 16 bits of the arrays that it was made of, if they are all of one such dtype: what has come in beside them is
+    float32 copies, and Python numbers, of which NumPy makes float32 beside bfloat16."""
+    dtypes = {x.dtype for x in arrays if type(x) not in PASSING and backend.is_float(x.dtype)}
+    if len(dtypes) == 1 and y.dtype.itemsize > 2 and backend.is_float(y.dtype) and backend.is_half(dtype := dtypes.pop()):
+        return y.astype(dtype)
+    return y
 
 
 _order = itertools.count()

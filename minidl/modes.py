@@ -72,7 +72,7 @@ def checksum(x: Array) -> int:
 def check_finite(x: Any, what: str, stack: Any, line: str) -> None:
     """NumericsError if x holds a NaN or an infinity; the words say which output or gradient x is."""
     x = np.asarray(backend.to_numpy(x.data if isinstance(x, Tensor) else x))
-    if x.dtype.kind != "f" or np.isfinite(x).all():
+    if not backend.is_float(x.dtype) or np.isfinite(x).all():
         return
     bad = ~np.isfinite(x)
     first = tuple(int(i) for i in np.argwhere(bad)[0])

@@ -75,7 +75,7 @@ class Record(Callback):
         arrays, rest = run.state()
         arrays |= {f"exchange.{name}": x for name, x in owed.items()}
         for name, x in arrays.items():
-            if x.dtype.kind == "f" and not bool(backend.of(x).isfinite(x).all()):
+            if backend.is_float(x.dtype) and not bool(backend.of(x).isfinite(x).all()):
                 raise NumericsError(f"{name} is no longer finite after step {run.step}",
                                     hint="The weights have run away. Try a smaller learning rate, or clip the gradient.")
         self.checkpoints.save(run.step, arrays, rest)

@@ -50,7 +50,7 @@ class Tensor:
             x = np.asarray(x)
             if x.dtype == np.float64:
                 x = x.astype(np.float32)
-        if x.dtype.kind not in "fiub":
+        if x.dtype.kind not in "fiub" and not backend.is_float(x.dtype):
             raise DtypeError(f"Tensor: an array of dtype {x.dtype} has no gradient and no arithmetic here",
                              hint="Give real numbers: float16, float32, float64, integers or booleans.")
         self._data = x
@@ -87,7 +87,7 @@ class Tensor:
         if self._requires_grad and x.shape != old.shape:
             raise ShapeError(f"Tensor.data: a leaf that requires a gradient has shape {self.shape}, and keeps it; the array has {x.shape}",
                              hint="Make a new Tensor, or a new Parameter of the layer.")
-        if self._requires_grad and x.dtype.kind != "f":
+        if self._requires_grad and not backend.is_float(x.dtype):
             raise DtypeError(f"Tensor.data: a leaf that requires a gradient cannot hold {x.dtype}", hint="Use x.astype('float32').")
         self._data = x
         self.version += 1
@@ -149,7 +149,7 @@ class Tensor:
         if self.node is not None and not wanted:
             raise GraphError(f"requires_grad: this Tensor is the result of {self.node.name} and part of a graph",
                              hint="Use t.detach(), or compute it under minidl.no_grad().")
-        if wanted and self._data.dtype.kind != "f":
+        if wanted and not backend.is_float(self._data.dtype):
             raise DtypeError(f"requires_grad: a Tensor of dtype {self.dtype} cannot have a gradient",
                              hint="Only float types can: use x.astype('float32') first.")
         self._requires_grad = bool(wanted)

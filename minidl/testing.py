@@ -284,7 +284,7 @@ def _numpy(x: Any) -> np.ndarray:
 
 
 def _is_float(x: Any) -> bool:
-    return backend.is_array(_plain(x)) and x.dtype.kind == "f"
+    return backend.is_array(_plain(x)) and backend.is_float(x.dtype)
 
 
 def _recorded(result: Any) -> list[Tensor]:

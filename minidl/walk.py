@@ -25,6 +25,7 @@ from minidl.errors import DefinitionError, ShapeError
 from minidl.graph import PASSING, Node, freed
 from minidl.modes import check_finite, mode, switched
 from minidl.plan import Step
+from minidl.shortage import shortage
 from minidl.tensor import Tensor, make
 from minidl.watchers import awaited
 
@@ -154,6 +155,10 @@ class Walk:
         for step in function.plan.steps(due):
             try:
                 gradient = self._run(step, values, node, function)
+            except MemoryError as error:
+                first = next(iter(values.values()), None)
+                raise shortage(error, f"backward pass of {node.where()}, gradient of {function.label(step.i)}",
+                               first if backend.is_array(first) else None, [each for _, each in self.heap]) from None
             except Exception as error:
                 error.add_note(f"  in the backward pass of {node.where()}, in the gradient of {function.label(step.i)}")
                 if isinstance(error, TypeError) and "ufunc" in str(error):
@@ -207,6 +212,8 @@ class Walk:
             del values[name]
         if self.useful is not None and not shared and edge not in self.useful:
             return None
+        if function.in_float32:
+            args = [backend.wide(x) for x in args]
         recorder = self.recorder
         if recorder is not None:
             started = recorder.now(type(args[0])) if recorder.devices else perf_counter_ns()
@@ -307,13 +314,14 @@ def reached(edges: Iterable[Edge]) -> list[Node]:
 def sum_to(x: Any, shape: tuple[int, ...]) -> Any:
     """Undo broadcasting: sum x over the axes along which an array of this shape was repeated.
 
-    x: an array or a Tensor. ShapeError if an array of this shape does not broadcast to x.
+    x: an array or a Tensor; what has 16 bits is summed in float32, and stays so. ShapeError if an array of this shape does not
+    broadcast to x.
     """
     lead = x.ndim - len(shape)
     if lead < 0 or any(n != m and n != 1 for n, m in zip(shape, x.shape[lead:])):
         raise ShapeError(f"sum_to: an array of shape {shape} does not broadcast to {x.shape}")
     axes = tuple(range(lead)) + tuple(lead + i for i, n in enumerate(shape) if n == 1 and x.shape[lead + i] != 1)
-    return x.sum(axis=axes, keepdims=True).reshape(shape)
+    return backend.wide(x).sum(axis=axes, keepdims=True).reshape(shape)
 
 
 def _summed(gradient: Any, shape: tuple[int, ...], node: Node, name: str) -> Any:

@@ -29,6 +29,7 @@ from functools import wraps
 from typing import ClassVar
 
 import numpy as np
+import pytest
 
 import strict  # noqa: F401   makes the strict device known
 from minidl import backend
@@ -167,10 +168,12 @@ class FunctionCase:
     functions: tuple[str, ...] = ()             # the names in minidl.functions that this case covers
     differentiable = True                       # False: only the numbers are tested
     twice = True                                # False: the gradient is not differentiated again
+    sums = False                                # True: the result is float32 for arguments of 16 bits
     constants: tuple[int, ...] = ()             # positions of float arguments that have no gradient
     dtypes: tuple[str, ...] = ("float64", "float32")
     examples = 6
     tolerance: ClassVar = {"float64": 1e-10, "float32": 2e-5}   # relative to the number, or to the largest one if that is more than 1
+    rounding: ClassVar = {"float16": 2 ** -10, "bfloat16": 2 ** -7}     # the same for what is stored in 16 bits: from 1 to the next number
 
     def inputs(self, draw):
         """The arguments, a tuple or a single one. Float arrays are drawn in float64, and are what is differentiated."""
@@ -192,7 +195,7 @@ class FunctionCase:
             cls.test_second_gradient = cls.test_gradient_that_is_recorded = None
 
     def pytest_generate_tests(self, metafunc):
-        for name, values in (("example", range(self.examples)), ("dtype", self.dtypes)):
+        for name, values in (("example", range(self.examples)), ("dtype", self.dtypes), ("half", self.rounding)):
             if name in metafunc.fixturenames:
                 metafunc.parametrize(name, values)
 
@@ -250,6 +253,18 @@ class FunctionCase:
             assert y.dtype == np.float32 or y.dtype.kind != "f", f"float32 in, {y.dtype} out of the backward pass"
         assert_close(found, self.values_and_gradients([x.astype(np.float64) if is_float(x) else x for x in inputs]),
                      10 * self.tolerance["float32"])
+
+    def test_sixteen_bits(self, example, half):
+        """The numbers that float32 gives, rounded once or twice; so are the gradients, which may be sums of such numbers."""
+        if half == "bfloat16":
+            pytest.importorskip("ml_dtypes")
+        inputs = self.drawn(example, backend.dtype_named(half))
+        wanted = self.values_and_gradients([backend.wide(x) for x in inputs])
+        for create_graph in (False, True) if self.differentiable and self.twice else (False,):
+            found = self.values_and_gradients(inputs, create_graph)
+            for y in found:
+                assert not is_float(y) or y.dtype == half or (self.sums and y.dtype == "float32"), f"{half} in, {y.dtype} out"
+            assert_close([backend.wide(y) for y in found], wanted, 4 * self.rounding[half])
 
     # Steps of these tests
 
@@ -325,7 +340,8 @@ class LayerCase:
         """What the layer gives while it trains, in float64, by NumPy; None where the functions' tests say enough."""
 
     def pytest_generate_tests(self, metafunc):
-        for name, values in (("example", range(self.examples)), ("mode", ("train", "eval"))):
+        for name, values in (("example", range(self.examples)), ("mode", ("train", "eval")), ("half", FunctionCase.rounding),
+                             ("weights", ("wide", "narrow"))):
             if name in metafunc.fixturenames:
                 metafunc.parametrize(name, values)
 
@@ -359,6 +375,23 @@ class LayerCase:
         assert {backend.device_of(y) for y in found} <= {"strict:0"}
         assert_close(found, self.values_and_gradients(layer, inputs), self.tolerance["float64"])
         assert_close(list(there.state_dict().values()), list(layer.state_dict().values()), self.tolerance["float64"], "the state")
+
+    def test_sixteen_bits(self, example, mode, half, weights):
+        """As in float32, but for the rounding of what is stored. Beside float32 weights the gradients by these are float32."""
+        if half == "bfloat16":
+            pytest.importorskip("ml_dtypes")
+        layer, inputs = self.drawn(example, "float32", mode)
+        narrow = backend.dtype_named(half)
+        layer.to(dtype=narrow).to(dtype="float32")              # weights that 16 bits can hold
+        inputs = [x.astype(narrow) if is_float(x) else x for x in inputs]
+        wanted = self.values_and_gradients(copy.deepcopy(layer), [backend.wide(x) for x in inputs])
+        if weights == "narrow":
+            layer.to(dtype=half)
+        found = self.values_and_gradients(layer, inputs)
+        assert_close([backend.wide(y) for y in found], wanted, 8 * FunctionCase.rounding[half])
+        for y in found[:len(found) - len(layer.parameters())]:
+            assert not is_float(y) or y.dtype == half or not any(map(is_float, inputs)), f"{half} in, {y.dtype} out"
+        assert all(p.dtype == (half if weights == "narrow" else "float32") for p in layer.state_dict().values() if is_float(p))
 
     def test_state(self, example):
         layer, inputs = self.drawn(example)
@@ -457,13 +490,14 @@ ORDERS = (fortran, channels_last, every_second, backwards)
 
 
 def backward_seed(y):
-    """A gradient for an output: normal numbers, on its device and in its dtype."""
-    numbers = np.random.default_rng(0).standard_normal(y.shape).astype(y.dtype)
+    """A gradient for an output: normal numbers, on its device and in its dtype; of few digits, so that they are the same in any."""
+    numbers = (np.random.default_rng(0).standard_normal(y.shape) * 16).round() / 16
+    numbers = np.asarray(numbers).astype(y.dtype)
     return backend.asarray(np.asarray(numbers), y.device)
 
 
 def is_float(x):
-    return backend.is_array(x) and x.dtype.kind == "f"
+    return backend.is_array(x) and backend.is_float(x.dtype)
 
 
 def listed(results):

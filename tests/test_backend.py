@@ -5,8 +5,27 @@ import numpy as np
 import pytest
 
 from minidl import backend
-from minidl.errors import ArgumentError, DeviceError
+from minidl.errors import ArgumentError, DeviceError, DtypeError
 from strict import StrictArray, xp
+
+
+def test_what_a_float_is():
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    assert [name for name in ("float16", "float32", "float64", "int16", "bool", "V2", "complex64") if backend.is_float(np.dtype(name))] == [
+        "float16", "float32", "float64"]
+    assert backend.is_float(np.dtype(bfloat16)) and backend.dtype_named("bfloat16") == bfloat16
+    assert [name for name in ("float16", "bfloat16", "float32", "int16") if backend.is_half(backend.dtype_named(name))] == [
+        "float16", "bfloat16"]
+    x = np.ones(2, np.float32)
+    assert backend.wide(x) is x and backend.wide(3) == 3 and backend.wide(x.astype(bfloat16)).dtype == np.float32
+    with pytest.raises(DtypeError, match="'float12' is not a type of numbers"):
+        backend.dtype_named("float12")
+
+
+def test_bfloat16_without_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(DtypeError, match=r"(?s)bfloat16.*pip install 'minidl\[precision\]'"):
+        backend.dtype_named("bfloat16")
 
 
 class FakeArray:

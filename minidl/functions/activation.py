@@ -58,6 +58,7 @@ class LeakyReLU(Function):
 
 
 class ELU(Function):
+    in_float32 = True
     alpha: float
 
     def forward(self, x):
@@ -71,6 +72,8 @@ class ELU(Function):
 
 
 class Sigmoid(Function):
+    in_float32 = True
+
     def forward(self, x):
         return backend.of(x).tanh(x * 0.5) * 0.5 + 0.5          # no overflow at either end
 
@@ -89,6 +92,8 @@ class Tanh(Function):
 
 
 class Softplus(Function):
+    in_float32 = True
+
     def forward(self, x):
         xp = backend.of(x)
         return xp.maximum(x, 0) + xp.log1p(xp.exp(-abs(x)))     # log(1 + e^x) without overflow
@@ -99,6 +104,8 @@ class Softplus(Function):
 
 
 class Erf(Function):
+    in_float32 = True
+
     def forward(self, x):
         return kernels.erf(x)
 
@@ -108,6 +115,8 @@ class Erf(Function):
 
 
 class GELU(Function):
+    in_float32 = True
+
     def forward(self, x):
         return x * (kernels.erf(x * math.sqrt(0.5)) + 1) * 0.5
 
@@ -120,6 +129,7 @@ class GELU(Function):
 
 class TanhGELU(Function):
     name = "gelu"
+    in_float32 = True
 
     def forward(self, x):
         return x * (backend.of(x).tanh(self.inner(x)) + 1) * 0.5
@@ -135,6 +145,7 @@ class TanhGELU(Function):
 
 
 class Softmax(Function):
+    in_float32 = True
     axis: int
 
     def forward(self, x):
@@ -148,6 +159,7 @@ class Softmax(Function):
 
 
 class LogSoftmax(Function):
+    in_float32 = True
     axis: int
 
     def forward(self, x):

@@ -77,6 +77,8 @@ class Negative(Function):
 
 
 class Power(Function):
+    in_float32 = True
+
     def forward(self, a, b):
         return a ** b
 

@@ -20,12 +20,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from minidl import backend
-from minidl.backend import Array
+from minidl.backend import Array, wide
 from minidl.functions.activation import sigmoid, softmax
 
 
 class Likelihood(Protocol):
-    """A kind of distribution. z: outputs, the first axis the examples."""
+    """A kind of distribution. z: outputs, the first axis the examples. For those of 16 bits, what comes is float32."""
 
     name: str
 
@@ -50,8 +50,8 @@ class Categorical:
 
     def sampled(self, z: Array, generator: np.random.Generator) -> Array:
         xp = backend.of(z)
-        p = softmax(z, axis=1)
-        share = drawn(generator.random, (z.shape[0], *z.shape[2:]), z)
+        p = softmax(wide(z), axis=1)
+        share = drawn(generator.random, (z.shape[0], *z.shape[2:]), p)
         steps = xp.cumsum(p, axis=1)                                    # the distribution function, inverted:
         passed = steps <= xp.expand_dims(share, 1) * steps[:, -1:]
         target = xp.minimum(passed.sum(axis=1), z.shape[1] - 1)
@@ -60,19 +60,19 @@ class Categorical:
 
     # F = diag(p) - p p^T = sum over classes c of p_c (p - e_c) (p - e_c)^T
     def roots(self, z: Array) -> Iterator[Array]:
-        p = softmax(z, axis=1)
+        p = softmax(wide(z), axis=1)
         root = backend.of(z).sqrt(p)
         for place in np.ndindex(*z.shape[2:]):                          # positions are independent of each other
             for c in range(z.shape[1]):
                 here = (slice(None), slice(None), *place)
                 s = p[here].copy()
                 s[:, c] -= 1
-                r = backend.of(z).zeros_like(z)
+                r = backend.of(p).zeros_like(p)
                 r[here] = s * root[here][:, c:c + 1]
                 yield r
 
     def product(self, z: Array, v: Array) -> Array:
-        p = softmax(z, axis=1)
+        p = softmax(wide(z), axis=1)
         return p * (v - (p * v).sum(axis=1, keepdims=True))
 
 
@@ -82,16 +82,16 @@ class Bernoulli:
     name = "bernoulli"
 
     def sampled(self, z: Array, generator: np.random.Generator) -> Array:
-        p = sigmoid(z)
-        return p - (drawn(generator.random, z.shape, z) < p)
+        p = sigmoid(wide(z))
+        return p - (drawn(generator.random, z.shape, p) < p)
 
     # F = diag(p (1 - p))
     def roots(self, z: Array) -> Iterator[Array]:
-        p = sigmoid(z)
+        p = sigmoid(wide(z))
         return single(backend.of(z).sqrt(p * (1 - p)))
 
     def product(self, z: Array, v: Array) -> Array:
-        p = sigmoid(z)
+        p = sigmoid(wide(z))
         return p * (1 - p) * v
 
 
@@ -101,11 +101,11 @@ class Gaussian:
     name = "gaussian"
 
     def sampled(self, z: Array, generator: np.random.Generator) -> Array:
-        return drawn(generator.standard_normal, z.shape, z)             # z - t, which is normal whatever z is
+        return drawn(generator.standard_normal, z.shape, wide(z))       # z - t, which is normal whatever z is
 
     # F = 1
     def roots(self, z: Array) -> Iterator[Array]:
-        return single(backend.of(z).ones_like(z))
+        return single(backend.of(z).ones_like(wide(z)))
 
     def product(self, z: Array, v: Array) -> Array:
         return v

@@ -14,7 +14,7 @@ from minidl import backend, kernels
 from minidl.errors import ArgumentError, DtypeError, LabelError, ShapeError
 from minidl.functions.activation import activation_gradient, check_activation
 from minidl.functions.shape import Scatter, check_arrays, reshape
-from minidl.functions.steps import channel_sums, product
+from minidl.functions.steps import affine_weights, channel_sums, product
 from minidl.graph import Function
 from minidl.tensor import Tensor
 
@@ -23,7 +23,7 @@ class MatMul(Function):
     name = "matmul"
 
     def forward(self, a, b):
-        return kernels.matmul(a, b)
+        return kernels.matmul(a if a.dtype == b.dtype else backend.wide(a), b)
 
     @staticmethod
     def multiply_adds(y, a, b):
@@ -53,7 +53,7 @@ class Affine(Function):
         return product(before, w.T)
 
     def grad_w(self, before, x):
-        return product(x.reshape(-1, x.shape[-1]).T, before.reshape(-1, before.shape[-1]))
+        return affine_weights(x.reshape(-1, x.shape[-1]), before.reshape(-1, before.shape[-1]))
 
     def grad_b(self, before):
         return channel_sums(before.reshape(-1, before.shape[-1]))
@@ -82,6 +82,7 @@ class Embedding(Function):
 
 
 class Einsum(Function):
+    in_float32 = True
     inputs: tuple[str, ...]                                 # the letters of each operand, without an ellipsis
     output: str
 
@@ -92,7 +93,7 @@ class Einsum(Function):
     # has was summed away: its gradient is repeated, by a factor of ones. One that it has twice is a diagonal: by an identity matrix.
     def grad_xs(self, gy, i, xs):
         wanted = self.inputs[i]
-        others = [x for k, x in enumerate(xs) if k != i]
+        others = [backend.wide(x) for k, x in enumerate(xs) if k != i]
         letters = [self.output, *(term for k, term in enumerate(self.inputs) if k != i)]
         operands = [gy, *others]
         xp = backend.of(gy.data if isinstance(gy, Tensor) else gy)
@@ -135,7 +136,8 @@ def matmul(a: Any, b: Any) -> Any:
 def affine(x: Any, w: Any, b: Any = None, activation: str | None = None) -> Any:
     """The fully connected layer: y = f(x w + b).
 
-    x: (N, inputs), or (..., inputs). w: (inputs, outputs). b: (outputs,) or None. Gives (N, outputs).
+    x: (N, inputs), or (..., inputs). w: (inputs, outputs). b: (outputs,) or None. Gives (N, outputs), in x's dtype: w and b may be
+    float32 beside an x of 16 bits.
     activation: f, fused: "relu", "tanh" or "sigmoid"; None for none.
     ShapeError, DtypeError if x, w and b do not fit together.
 
@@ -204,15 +206,19 @@ def einsum(subscripts: str, *xs: Any) -> Any:
 
 
 def check_dtypes(operation: str, **arguments: Any) -> None:
-    """DtypeError if the arrays of a layer are not all of one float type. None is passed over, but for x and w."""
+    """DtypeError if the arrays of a layer are not all of one float type; beside an x of 16 bits they may be float32, as weights are in
+    mixed precision: the layer then works in x's dtype, and their gradients are float32. None is passed over, but for x and w.
+    """
     given = {name: x for name, x in arguments.items() if x is not None or name in ("x", "w")}
     check_arrays(operation, **given)
     dtypes = {name: x.dtype for name, x in given.items()}
     first = dtypes["x"]
-    if first.kind != "f":
+    if not backend.is_float(first):
         raise DtypeError(f"{operation}: x is {first}, and must be of a float type", hint="Use x.astype('float32').")
     if any(dtype != first for dtype in dtypes.values()):
-        other = next(name for name, dtype in dtypes.items() if dtype != first)
+        other = next((name for name, dtype in dtypes.items() if dtype != first and not (dtype == "float32" and backend.is_half(first))), "")
+        if not other:
+            return
         raise DtypeError(f"{operation}: x is {first}, {other} is {dtypes[other]}",
                          hint=f"Bring one to the other: x.astype('{dtypes[other]}'), or the layer: layer.to(dtype='{first}').")
 

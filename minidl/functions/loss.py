@@ -40,8 +40,9 @@ class Distribution:
 
 
 class Loss(Function):
-    """What all losses share: the reduction of many losses to one, and the gradient of that."""
+    """What all losses share: the reduction of many losses to one, and the gradient of that. They are float32 for outputs of 16 bits."""
 
+    stays_wide = True
     kind: ClassVar[str]
     factor: ClassVar[int] = 1               # the loss is so many times -log p
     reduction: str
@@ -60,6 +61,7 @@ class Loss(Function):
 # loss = -t . log softmax(x), t the smoothed one-hot row of a label: gx = softmax(x) - t
 @by_kernel("softmax_cross_entropy_gradient")
 def softmax_cross_entropy_gradient(x, labels, smoothing, each):
+    x = backend.wide(x)
     return (softmax(x, axis=1) - _target(x.data, labels, smoothing)) * each.reshape(-1, 1)
 
 
@@ -81,6 +83,7 @@ class ClassCrossEntropy(Loss):
 class SoftmaxCrossEntropy(Loss):
     """Any case: probabilities for labels, and more axes."""
 
+    in_float32 = True
     kind = "categorical"
     label_smoothing: float = 0.0
 
@@ -101,6 +104,7 @@ class SoftmaxCrossEntropy(Loss):
 
 
 class SquaredError(Loss):
+    in_float32 = True
     name = "mse"
     kind = "gaussian"
     factor = 2
@@ -118,6 +122,7 @@ class SquaredError(Loss):
 
 
 class BinaryCrossEntropy(Loss):
+    in_float32 = True
     name = "binary_cross_entropy_with_logits"
     kind = "bernoulli"
 
@@ -135,7 +140,7 @@ class BinaryCrossEntropy(Loss):
 
 def _target(x, labels, smoothing):
     """Labels as probabilities of x's shape: class ids as one-hot rows, with a part of each spread over all classes."""
-    if labels.dtype.kind != "f":
+    if not backend.is_float(labels.dtype):
         xp = backend.of(x)
         labels = xp.arange(x.shape[1]).reshape(-1, *[1] * (x.ndim - 2)) == xp.expand_dims(labels, 1)
     return labels.astype(x.dtype) * (1 - smoothing) + smoothing / x.shape[1]
@@ -160,7 +165,7 @@ def softmax_cross_entropy(x: Any, labels: Any, label_smoothing: float = 0.0, red
     if not 0 <= label_smoothing <= 1:
         raise ArgumentError(f"{name}: label_smoothing is {label_smoothing}, and must lie between 0 and 1")
     classes = x.shape[1]
-    if labels.dtype.kind == "f":
+    if backend.is_float(labels.dtype):
         if labels.shape != x.shape:
             raise ShapeError(f"{name}: probabilities must have the shape of the logits", x=f"{x.shape} (N, C)", labels=f"{labels.shape}",
                              hint="Class ids are integers: labels.astype('int64').")
@@ -174,7 +179,7 @@ def softmax_cross_entropy(x: Any, labels: Any, label_smoothing: float = 0.0, red
         if array.size and (int(array.min()) < 0 or int(array.max()) >= classes):
             raise LabelError(f"{name}: labels run from {int(array.min())} to {int(array.max())}, and there are {classes} classes",
                              hint=f"Class ids are 0 ... {classes - 1}.")
-    usual = labels.dtype.kind != "f" and len(x.shape) == 2
+    usual = not backend.is_float(labels.dtype) and len(x.shape) == 2
     return (ClassCrossEntropy if usual else SoftmaxCrossEntropy)(reduction, float(label_smoothing))(x, labels)
 
 
@@ -254,18 +259,18 @@ def _beside(x: Any, target: Any, operation: str) -> Any:
         return target
     array = x.data if isinstance(x, Tensor) else x
     made = np.asarray(target)
-    return backend.asarray(made.astype(array.dtype) if made.dtype.kind == "f" else made, backend.device_of(array))
+    return backend.asarray(made.astype(array.dtype) if backend.is_float(made.dtype) else made, backend.device_of(array))
 
 
 def _as_floats(target: Any, dtype: Any) -> Any:
     """Integers and booleans in x's dtype: beside float32 NumPy would make float64 of them."""
-    return target if target.dtype.kind == "f" else target.astype(dtype)
+    return target if backend.is_float(target.dtype) else target.astype(dtype)
 
 
 def _check(operation: str, x: Any, reduction: str, target: Any = None) -> None:
     if reduction not in REDUCTIONS:
         raise ArgumentError(f"{operation}: reduction {reduction!r} is not known", hint=f"Known are {', '.join(REDUCTIONS)}.")
-    if x.dtype.kind != "f":
+    if not backend.is_float(x.dtype):
         raise DtypeError(f"{operation}: x is {x.dtype}, and must be of a float type", hint="Use x.astype('float32').")
     if target is not None and target.shape != x.shape:
         raise ShapeError(f"{operation}: x and target must have one shape", x=f"{x.shape}", target=f"{target.shape}")

@@ -32,7 +32,7 @@ Reduce = Callable[[Any], Any]
 # gbeta = sum gy, ggamma = sum gy u, gx = gamma r (gy - mean(gy) - u mean(gy u)) + gmean / n + 2 gvar (x - mean) / n
 # Where the batch is spread over ranks, n is the count of all, and gx takes everyone's sums; gamma and beta get this rank's.
 def gradients_of_batch_norm(gy, x, gamma, mean, var, eps, gmean, gvar, n, reduce=None):
-    wide = _beside(x)
+    gy, x, wide = backend.wide(gy), backend.wide(x), _beside(x)
     r = 1 / sqrt(var + eps)
     centred = x - mean.reshape(wide)
     u = centred * r.reshape(wide)
@@ -50,9 +50,9 @@ def batch_norm_gradient(gy, x, gamma, mean, var, eps, gmean, gvar):
 def joint_batch_norm(x, gamma, beta, eps, activation, reduce):
     """What kernels.batch_norm does, with sums over all ranks: y, mean, var, and the count of numbers a channel."""
     xp, over, wide = backend.of(x), (0, *range(2, x.ndim)), _beside(x)
-    dtype = "float32" if x.dtype.itemsize < 4 else x.dtype
+    dtype, x = x.dtype, backend.wide(x)
     here = x.size // x.shape[1]
-    total, counted = everywhere(reduce, x.sum(axis=over, dtype=dtype), xp.asarray(divmod(here, COUNT), dtype))
+    total, counted = everywhere(reduce, x.sum(axis=over), xp.asarray(divmod(here, COUNT), x.dtype))
     n = int(counted[0]) * COUNT + int(counted[1])
     if n == 0:
         raise _empty(x)
@@ -62,8 +62,7 @@ def joint_batch_norm(x, gamma, beta, eps, activation, reduce):
     var = squares * (1 / n)
     y *= (gamma / xp.sqrt(var + eps)).reshape(wide)
     y += beta.reshape(wide)
-    y = (y if activation is None else ACTIVATIONS[activation](y)).astype(x.dtype, copy=False)
-    return y, mean.astype(x.dtype, copy=False), var.astype(x.dtype, copy=False), n
+    return (y if activation is None else ACTIVATIONS[activation](y)).astype(dtype, copy=False), mean, var, n
 
 
 def everywhere(reduce, *sums):
@@ -152,6 +151,7 @@ class ActivatedBatchNormInference(BatchNormInference):
 def layer_norm_gradient(gy, x, gamma, mean, var, axes, eps, gmean, gvar):
     over, others = tuple(range(x.ndim - axes, x.ndim)), tuple(range(x.ndim - axes))
     n, wide = math.prod(x.shape[-axes:]), (*mean.shape, *[1] * axes)
+    gy, x = backend.wide(gy), backend.wide(x)
     r = (1 / sqrt(var + eps)).reshape(wide)
     centred = x - mean.reshape(wide)
     u = centred * r
@@ -185,8 +185,9 @@ def batch_norm(x: Any, gamma: Any, beta: Any, eps: float = 1e-5, activation: str
     """Normalize each channel over the batch; gives (y, mean, var).
 
     x: (N, C) or (N, C, H, W). gamma, beta: (C,). y has x's shape; mean and var are (C,), var the mean squared distance from the mean
-    (divided by the count, not by one less). eps: added to var under the root. activation: of y, fused: "relu", "tanh", "sigmoid" or
-    None. ShapeError, DtypeError, ArgumentError if something does not fit. Ioffe and Szegedy, ICML 2015.
+    (divided by the count, not by one less). Where x has 16 bits, mean and var are float32, and gamma and beta may be. eps: added to var
+    under the root. activation: of y, fused: "relu", "tanh", "sigmoid" or None. ShapeError, DtypeError, ArgumentError if something does
+    not fit. Ioffe and Szegedy, ICML 2015.
 
     reduce: where x is this rank's part of a batch, gives the sum over all ranks of a vector, an array or, where it is to be
     differentiated, a Tensor; all ranks call it equally often, also with an empty x. Then mean and var are of the whole batch, and a

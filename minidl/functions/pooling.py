@@ -12,6 +12,7 @@ import numpy as np
 
 from minidl import backend, kernels
 from minidl.errors import ArgumentError, ShapeError
+from minidl.functions.reduction import mean
 from minidl.functions.shape import check_arrays
 from minidl.graph import Function
 from minidl.kernels import Pair, Window, pair
@@ -81,6 +82,7 @@ class Spread(Function):
 
 class AvgPool2d(Function):
     name = "avg_pool2d"
+    in_float32 = True
     window: Window
     share: Any                      # 1 / how many numbers each window counts: a number, or an array (OH, OW)
 
@@ -129,7 +131,8 @@ def _shares(x: Any, window: Window, count_include_pad: bool) -> Any:
     for length, positions, k, s, p in zip(x.shape[2:], window.out(x.shape[2:]), window.kernel, window.stride, window.padding):
         first, last = (-p, length + p) if count_include_pad else (0, length)
         counts.append([min(i * s - p + k, last) - max(i * s - p, first) for i in range(positions)])
-    shares = np.array([[1 / (rows * columns) for columns in counts[1]] for rows in counts[0]], x.dtype if x.dtype.kind == "f" else None)
+    dtype = "float32" if backend.is_float(x.dtype) and x.dtype.itemsize < 8 else "float64"
+    shares = np.array([[1 / (rows * columns) for columns in counts[1]] for rows in counts[0]], dtype)
     return backend.asarray(shares, x.device if isinstance(x, Tensor) else backend.device_of(x))
 
 
@@ -140,7 +143,7 @@ def global_avg_pool2d(x: Any) -> Any:
     array([[1.5, 5.5]])
     """
     _check_images("global_avg_pool2d", x)
-    return x.mean(axis=(2, 3))
+    return mean(x, axis=(2, 3))
 
 
 def _window(operation: str, x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> Window:

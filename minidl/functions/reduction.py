@@ -25,6 +25,7 @@ Axis = int | tuple[int, ...] | None
 class Reduction(Function):
     """What all reductions share: the axes, and the way back to x's shape."""
 
+    in_float32 = True
     axis: Any = None
     keepdims: bool = False
 
@@ -80,6 +81,8 @@ class Var(Reduction):
 
 
 class Max(Reduction):
+    in_float32 = False
+
     def forward(self, x):
         self.remember(x)
         return x.max(axis=self.axis, keepdims=self.keepdims)
@@ -123,6 +126,7 @@ class Argmax(Function):
 
 class CumSum(Function):
     name = "cumsum"
+    in_float32 = True
     axis: int
 
     def forward(self, x):

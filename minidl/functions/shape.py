@@ -74,6 +74,8 @@ class Scatter(Function):
 
     def forward(self, x):
         xp = backend.of(x)
+        if not is_basic(self.key):
+            x = backend.wide(x)                             # places may repeat, and then it is a sum
         y = xp.zeros(self.shape, x.dtype)
         if is_basic(self.key):
             y[self.key] = x
@@ -123,6 +125,7 @@ class Flip(Function):
 
 class AsType(Function):
     name = "astype"
+    stays_wide = True
     dtype: Any
 
     def forward(self, x):

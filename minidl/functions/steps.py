@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from minidl import kernels
+from minidl import backend, kernels
 from minidl.functions.reduction import sum as sum_
 from minidl.tensor import Tensor
 
@@ -19,7 +19,7 @@ from minidl.tensor import Tensor
 def by_kernel(name: str) -> Callable[[Callable], Callable]:
     """`@by_kernel("channel_sums")` over a formula for Tensors: where the first argument is an array, the kernel of that name is called.
 
-    Both take the same arguments and give the same numbers.
+    Both take the same arguments and give the same numbers; what has 16 bits is rounded in fewer places by a kernel.
     """
     def decorate(formula: Callable) -> Callable:
         @functools.wraps(formula)
@@ -32,7 +32,13 @@ def by_kernel(name: str) -> Callable[[Callable], Callable]:
 @by_kernel("channel_sums")
 def channel_sums(gy: Any) -> Any:
     """The sum over all axes but the second: the gradient of a bias a channel."""
-    return sum_(gy, (0, *range(2, gy.ndim)))
+    return sum_(backend.wide(gy), (0, *range(2, gy.ndim)))
+
+
+@by_kernel("affine_weights")
+def affine_weights(x: Any, gy: Any) -> Any:
+    """x^T gy: the gradient of an affine layer by its weights."""
+    return backend.wide(x).T @ backend.wide(gy)
 
 
 @by_kernel("matmul")

@@ -12,12 +12,13 @@ from minidl.kernels.reference_updates import in_pieces
 from minidl.kernels.twins import compiled, twinned
 from minidl.kernels.window import Pair, Window, pair
 
-matmul = twinned(products.matmul)
-affine = twinned(products.affine)
-conv2d = twinned(reference.conv2d)
-conv2d_input = twinned(reference.conv2d_input)
-conv2d_weights = twinned(reference.conv2d_weights)
-conv2d_patch_moments = twinned(reference.conv2d_patch_moments)
+matmul = twinned(products.matmul, product=True)
+affine = twinned(products.affine, product=True)
+affine_weights = twinned(products.affine_weights, rounded=0)
+conv2d = twinned(reference.conv2d, product=True)
+conv2d_input = twinned(reference.conv2d_input, product=True)
+conv2d_weights = twinned(reference.conv2d_weights, rounded=0)
+conv2d_patch_moments = twinned(reference.conv2d_patch_moments, rounded=0)
 max_pool2d = twinned(reference.max_pool2d)
 max_pool2d_scatter = twinned(reference.max_pool2d_scatter)
 max_pool2d_gather = twinned(reference.max_pool2d_gather)
@@ -25,13 +26,13 @@ sum_pool2d = twinned(reference.sum_pool2d)
 sum_pool2d_spread = twinned(reference.sum_pool2d_spread)
 activation = twinned(reference_layers.activation)
 activation_gradient = twinned(reference_layers.activation_gradient)
-channel_sums = twinned(reference_layers.channel_sums)
+channel_sums = twinned(reference_layers.channel_sums, rounded=0)
 batch_norm = twinned(reference_layers.batch_norm)
 batch_norm_gradient = twinned(reference_layers.batch_norm_gradient)
 batch_norm_inference = twinned(reference_layers.batch_norm_inference)
 layer_norm = twinned(reference_layers.layer_norm)
 layer_norm_gradient = twinned(reference_layers.layer_norm_gradient)
-softmax_cross_entropy = twinned(reference_layers.softmax_cross_entropy)
+softmax_cross_entropy = twinned(reference_layers.softmax_cross_entropy, rounded=0)
 softmax_cross_entropy_gradient = twinned(reference_layers.softmax_cross_entropy_gradient)
 dropout = twinned(reference_layers.dropout)
 dropout_gradient = twinned(reference_layers.dropout_gradient)
@@ -39,8 +40,8 @@ sgd_update = twinned(reference_updates.sgd_update)
 adam_update = twinned(reference_updates.adam_update)
 
 __all__ = [
-    "ALGORITHMS", "Pair", "Window", "activation", "activation_gradient", "adam_update", "affine", "batch_norm", "batch_norm_gradient",
-    "batch_norm_inference", "channel_sums", "col2im", "compiled", "conv2d", "conv2d_input", "conv2d_patch_moments", "conv2d_weights",
+    "ALGORITHMS", "Pair", "Window", "activation", "activation_gradient", "adam_update", "affine", "affine_weights", "batch_norm",
+    "batch_norm_gradient", "batch_norm_inference", "channel_sums", "col2im", "compiled", "conv2d", "conv2d_input", "conv2d_patch_moments", "conv2d_weights",
     "dropout", "dropout_gradient", "dropout_mask", "erf", "im2col", "in_pieces", "layer_norm", "layer_norm_gradient", "matmul",
     "max_pool2d", "max_pool2d_gather", "max_pool2d_scatter", "pair", "sgd_update", "softmax_cross_entropy",
     "softmax_cross_entropy_gradient", "sum_pool2d", "sum_pool2d_spread", "using",

@@ -17,11 +17,13 @@ from minidl.kernels.reference_layers import activation as activate
 SHARED = 2**22          # multiply-adds of a product that is worth sharing: some 40 microseconds of one core
 
 
-def matmul(a: Array, b: Array) -> Array:
+def matmul(a: Array, b: Array, dtype: str | None = None) -> Array:
     """The product of matrices, for every matrix of a batch.
 
-    a: (..., I, K). b: (..., K, J).
+    a: (..., I, K). b: (..., K, J). dtype: of the result: "float32" where factors of 16 bits shall not give 16 bits.
     """
+    if dtype is not None:
+        return matmul(a, b).astype(dtype, copy=False)
     count = pool.usable()
     if count == 1 or a.ndim != 2 or b.ndim != 2 or type(a) is not np.ndarray or type(b) is not np.ndarray or a.size * b.shape[1] < SHARED:
         return a @ b
@@ -42,6 +44,14 @@ def affine(x: Array, w: Array, b: Array | None = None, activation: str | None = 
     if b is not None:
         y += b
     return y if activation is None else activate(y, activation)
+
+
+def affine_weights(x: Array, gy: Array) -> Array:
+    """The gradient of the affine layer by its weights: every input times every output's gradient, summed over the examples.
+
+    x: (N, inputs). gy: (N, outputs). Gives (inputs, outputs); in float32 where x and gy have 16 bits.
+    """
+    return matmul(x.T, gy)
 
 
 def shares(length: int, count: int) -> list[slice]:

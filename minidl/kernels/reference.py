@@ -241,7 +241,7 @@ def max_pool2d(x: Array, window: Window) -> tuple[Array, Array]:
     """
     xp = backend.of(x)
     size = x.shape[2:]
-    x = with_padding(x, window, -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min)
+    x = with_padding(x, window, -np.inf if backend.is_float(x.dtype) else np.iinfo(x.dtype).min)
     y = x[(..., *window.under((0, 0), size))]
     place = xp.empty(y.shape, "uint8" if math.prod(window.kernel) <= 256 else "int32")
     place[...] = xp.asarray(np.array(window.first_inside(size), place.dtype)) if any(window.padding) else 0

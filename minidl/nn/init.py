@@ -21,12 +21,14 @@ Source = int | np.random.Generator | np.random.SeedSequence | None      # what b
 
 def float_type(dtype: Any, caller: str) -> np.dtype:
     """A float dtype by its name or class. DtypeError for any other."""
+    if isinstance(dtype, str) and dtype == "bfloat16":
+        return backend.dtype_named(dtype)
     try:
         found = np.dtype(dtype)
     except TypeError:
         found = None
-    if found is None or found.kind != "f":
-        raise DtypeError(f"{caller}: dtype {dtype!r} is not a float type", hint='Use "float32", "float64" or "float16".')
+    if found is None or not backend.is_float(found):
+        raise DtypeError(f"{caller}: dtype {dtype!r} is not a float type", hint='Use "float32", "float64", "float16" or "bfloat16".')
     return found
 
 

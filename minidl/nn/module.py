@@ -167,13 +167,13 @@ class Module:
     def to(self, device: str | None = None, dtype: Any = None) -> Self:
         """Move all parameters and buffers to a device, and those of a float type to another; in place, so optimizers keep their hold.
 
-        device: "cpu", "cuda:0", ... dtype: "float32", "float64" or "float16". What is left out stays as it is. Gradients are dropped
-        where something changed. DtypeError for a dtype that is not a float type.
+        device: "cpu", "cuda:0", ... dtype: "float32", "float64", "float16" or "bfloat16". What is left out stays as it is. Gradients are
+        dropped where something changed. DtypeError for a dtype that is not a float type.
         """
         wanted = None if dtype is None else float_type(dtype, "to")
 
         def moved(x: Array) -> Array:
-            x = x.astype(wanted) if wanted is not None and x.dtype.kind == "f" and x.dtype != wanted else x
+            x = x.astype(wanted) if wanted is not None and backend.is_float(x.dtype) and x.dtype != wanted else x
             return x if device is None else backend.asarray(x, device)
 
         for parameter in self.parameters():

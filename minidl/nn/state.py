@@ -32,7 +32,7 @@ def matched(caller: str, targets: Mapping[str, Any], state: Mapping[str, Any], s
     fitting = {path: x for path, x in arrays.items() if path in targets}
     shapes = {path: getattr(target, "shape", ()) for path, target in targets.items()}
     wrong = [f"{path} wants {shapes[path]}, the state has {x.shape} {x.dtype}"
-             for path, x in fitting.items() if x.shape != shapes[path] or x.dtype.kind not in "fiub"]
+             for path, x in fitting.items() if x.shape != shapes[path] or not (x.dtype.kind in "iub" or backend.is_float(x.dtype))]
     if not wrong and not (strict and (missing or unexpected)) and (fitting or not targets):
         return fitting, missing, unexpected
 

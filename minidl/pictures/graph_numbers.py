@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minidl.backend import to_numpy
+from minidl.backend import is_float, to_numpy
 from minidl.graph import Node
 from minidl.plan import Step
 from minidl.tensor import Tensor
@@ -38,7 +38,7 @@ def amount(array: Any) -> Amount:
         return Amount(rows, rows[0][0] if x.ndim == 0 else inner[0] if x.ndim == 1 else "[" + ", ".join(inner) + "]")
     if not x.size:
         return Amount((), "no numbers")
-    broken = int((~np.isfinite(x)).sum()) if x.dtype.kind == "f" else 0
+    broken = int((~np.isfinite(x)).sum()) if is_float(x.dtype) else 0
     if broken:
         return Amount((), f"{broken:,} of {x.size:,} not finite")
     low, high = number(x.min(), 3), number(x.max(), 3)

@@ -43,6 +43,7 @@ def smoothed(target, part):
 
 class TestSoftmaxCrossEntropy(FunctionCase):
     functions = ("softmax_cross_entropy",)
+    sums = True
     examples = 8
 
     def inputs(self, draw):
@@ -59,6 +60,7 @@ class TestSoftmaxCrossEntropy(FunctionCase):
 
 class TestSoftLabels(FunctionCase):
     functions = ("softmax_cross_entropy",)
+    sums = True
     constants = (1,)
 
     def inputs(self, draw):
@@ -74,6 +76,7 @@ class TestSoftLabels(FunctionCase):
 
 class TestMSE(FunctionCase):
     functions = ("mse",)
+    sums = True
 
     def inputs(self, draw):
         x = draw.array()
@@ -88,6 +91,7 @@ class TestMSE(FunctionCase):
 
 class TestBinaryCrossEntropyWithLogits(FunctionCase):
     functions = ("binary_cross_entropy_with_logits",)
+    sums = True
 
     def inputs(self, draw):
         x = draw.array()

@@ -29,6 +29,7 @@ def per_channel(p, x):
 
 class TestBatchNorm(FunctionCase):
     functions = ("batch_norm",)
+    sums = True
 
     examples = 10
 

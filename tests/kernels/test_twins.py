@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import minidl
+import strict  # noqa: F401   makes the strict device known
 from cases import says
+from minidl import backend
 from minidl import functions as F
 from minidl import kernels
 from minidl.errors import ArgumentError
@@ -57,6 +59,54 @@ class TestTwins:
             assert not kernels.compiled()
             kernels.conv2d(images(), filters(), Window((3, 3)))
         assert called == []
+
+
+class TestSixteenBits:
+    """What has no twin for them is computed in float32, and rounded."""
+
+    @pytest.mark.parametrize("which", ["reference", "fastest"])
+    @pytest.mark.parametrize("dtype", ["float16", "float32"])
+    def test_products_round_the_weights_and_then_the_result(self, which, dtype):
+        x, w = images("float16"), filters("float32")
+        with kernels.using(which):
+            y = kernels.conv2d(x, w.astype(dtype), Window((3, 3)))
+            wanted = kernels.conv2d(x.astype("float32"), w.astype("float16").astype("float32"), Window((3, 3)))
+        assert y.dtype == "float16"
+        np.testing.assert_array_equal(y, wanted.astype("float16"))
+
+    def test_a_bias_is_not_rounded(self):
+        x, w, b = np.zeros((1, 2), "float16"), np.zeros((2, 1), "float32"), np.array([1.0], "float32")
+        assert kernels.affine(x, w, b * 0.1)[0, 0] == np.float16(np.float32(0.1))
+        assert kernels.affine(x + np.float16(1), w + 2, b * 1e-3)[0, 0] == np.float16(np.float32(4.001))
+
+    def test_sums_over_examples_stay_float32(self):
+        gy = np.full((3000, 2), 1000, "float16")                                 # the sum is beyond what float16 holds
+        np.testing.assert_array_equal(kernels.channel_sums(gy), np.full(2, 3e6, "float32"))
+        np.testing.assert_allclose(kernels.affine_weights(gy[:, :1], gy), np.full((1, 2), 3e9, "float32"), rtol=1e-4)
+        assert kernels.matmul(gy.T, gy)[0, 0] == np.inf and 2e9 < kernels.matmul(gy.T, gy, dtype="float32")[0, 0] < np.inf
+        labels = np.zeros(3000, int)
+        assert kernels.softmax_cross_entropy(gy, labels, 0.0).dtype == "float32"
+        assert kernels.softmax_cross_entropy_gradient(gy, labels, 0.0, np.ones(3000, "float32")).dtype == "float16"
+
+    def test_moments_stay_float32_and_images_do_not(self):
+        x, one = images("float16"), np.ones(16, "float32")
+        y, mean, var = kernels.batch_norm(x, one, one, 1e-5)
+        gx, ggamma, gbeta = kernels.batch_norm_gradient(y, x, one, mean, var, 1e-5)
+        assert [str(each.dtype) for each in (y, mean, var, gx, ggamma, gbeta)] == ["float16", "float32", "float32"] * 2
+        picked, place = kernels.max_pool2d(x, Window((2, 2)))
+        assert picked.dtype == "float16" and place.dtype == "uint8"
+
+    def test_updates_write_into_what_they_are_given(self):
+        w, g, v = (np.full(3, number, "float16") for number in (1.0, 0.5, 2.0))
+        g.flags.writeable = False
+        kernels.sgd_update(w, g, v, 0.1, 0.5, False, 0.0)
+        np.testing.assert_array_equal(v, np.full(3, 1.5, "float16"))
+        np.testing.assert_array_equal(w, np.full(3, 0.85, "float16"))
+
+    def test_a_twin_on_a_device_is_asked_first(self, monkeypatch):
+        monkeypatch.setattr(twins, "on_device", lambda x: {"channel_sums": lambda gy: "from the twin"})
+        assert kernels.channel_sums(backend.asarray(images("float16"), "strict:0")) == "from the twin"
+        assert kernels.dropout(backend.asarray(images("float16"), "strict:0"), 0.5, 0, 0, 0)[0].dtype == "float16"
 
 
 def test_winograd_is_done_without_on_request():

@@ -17,7 +17,7 @@ from typing import Any
 from minidl.kernels.cpu import convolution, cross_entropy, elementwise, layer_norm, moments, normalization, pooling, products, updates
 
 TWINS: dict[str, Callable[..., Any]] = {kernel.__name__: kernel for kernel in (
-    products.matmul, products.affine,
+    products.matmul, products.affine, products.affine_weights,
     convolution.conv2d, convolution.conv2d_input, convolution.conv2d_weights, moments.conv2d_patch_moments,
     pooling.max_pool2d, pooling.max_pool2d_scatter, pooling.max_pool2d_gather, pooling.sum_pool2d, pooling.sum_pool2d_spread,
     elementwise.activation, elementwise.activation_gradient, elementwise.dropout, elementwise.dropout_gradient,

@@ -99,15 +99,20 @@ def plan_of(rows: int, depth: int, columns: int, a: Pair, b: Pair) -> tuple[Prod
                    address(tables[3]), address(ZEROS), blocks * -(-rows // share)), tables
 
 
-def matmul(a: np.ndarray, b: np.ndarray) -> Any:
+def matmul(a: np.ndarray, b: np.ndarray, dtype: str | None = None) -> Any:
     """See kernels.products.matmul."""
-    return product(a, b, None, False)
+    return product(a, b, None, False) if dtype in (None, "float32") else NotImplemented
 
 
 def affine(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, activation: str | None = None) -> Any:
     """See kernels.products.affine."""
     y = product(x, w, b, activation == "relu")
     return y if y is NotImplemented or activation in (None, "relu") else activate(y, activation)
+
+
+def affine_weights(x: np.ndarray, gy: np.ndarray) -> Any:
+    """See kernels.products.affine_weights."""
+    return product(x.T, gy, None, False)
 
 
 def product(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None, relu: bool) -> Any:
