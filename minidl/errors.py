@@ -80,6 +80,22 @@ class NumericsError(MinidlError, ArithmeticError):
     """A NaN or an infinity where a finite number belongs."""
 
 
+class MemoryShortage(MinidlError, MemoryError):
+    """An array for which its device has no room: see shortage.py.
+
+    asked: its bytes, 0 if that is not known. kept: bytes that the graph keeps, by layer. memory: of the device, see library.py.
+    """
+
+    asked = 0
+    device = "cpu"
+    memory: Any = None
+
+    def __init__(self, message: str, *, hint: str = "", **facts: Any):
+        super().__init__(message, hint=hint, **facts)
+        self.said = str(self).removesuffix(f"\n  {hint}")           # by whom more is said it is told without the hint
+        self.kept: dict[str, int] = {}
+
+
 class ArgumentError(MinidlError, ValueError):
     """An argument or option with a value that the operation does not know."""
 

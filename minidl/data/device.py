@@ -82,6 +82,10 @@ class Feed:
             return loader.epoch(number, start)
         return self._epoch(loader, *loader.checked(number, start))
 
+    def close(self) -> None:
+        """Let go of what lies on the device."""
+        self.there.clear()
+
     def bytes(self) -> int:
         """What data sets take on the device."""
         return sum(x.nbytes + y.nbytes for _, arrays in self.there.values() if arrays is not None for x, y in [arrays])

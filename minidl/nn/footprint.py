@@ -3,7 +3,8 @@
 What a step holds at any one moment grows by the same number of bytes with every example. So a step of a few examples and one of some
 more are run on a copy of the model, with the engine, the kernels and the optimizer that training itself will use, and each moment is
 drawn out in a straight line to the batch that was asked for; the highest is the peak. Nothing is said here about what a rule or a
-kernel keeps, so nothing here can go stale. Counted is what NumPy allocates: not the interpreter, the libraries, or the data set.
+kernel keeps, so nothing here can go stale. Counted is what the array library allocates: NumPy, or CuPy on the device of the model, where
+no other memory tells; not the interpreter, the libraries, or the data set.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import math
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from minidl import backend
 from minidl.backend import Array
 from minidl.nn.module import Module
 from minidl.tensor import Tensor
@@ -39,38 +41,54 @@ class Footprint:
     parameters: int
     state: int
     minibatch: int
+    moments: tuple[tuple[float, float], ...] = field(default=(), repr=False)       # of each: bytes, and bytes more with every example
+
+    def most(self, room: float) -> int:
+        """How many examples at a time need no more than so many bytes; 0 if not one."""
+        return max(0, min((int((room - fixed) / each) if each > 0 else self.batch if fixed <= room else 0 for fixed, each in self.moments),
+                          default=0))
 
 
 def footprint(model: Module, shape: tuple[int, ...], dtype: Any, batch: int, activations: int,
               optimizer: Callable[[Any], Any] | None = None, loss: Callable[[Any, Any], Any] | None = None) -> Footprint:
-    """Predict the memory of a training step of `batch` examples, each of this shape and dtype.
+    """Predict the memory of a training step of `batch` examples, each of this shape and dtype, on the model's device if that tells how
+    much it has given, else on the CPU.
 
     activations: bytes for one example, about. optimizer, loss: see `summary`.
     """
+    device = next((p.device for p in model.parameters()), "cpu")
+    watch = backend.watched(device)
+    if watch is None:
+        device, watch = "cpu", traced()
+
+    def zeros(n: int) -> Array:
+        return backend.asarray(np.zeros((n, *shape), dtype), device)
+
     most = max(2, min(batch, ENOUGH // max(activations, 1)))
     few = most if most == batch else max(2, most - max(1, most // 4))
     more = few + 1 if few == most != batch else most
     for n in {few, more}:                                           # what is compiled or cached on first use is none of a step's memory
-        Training(model, optimizer, loss).step(np.zeros((n, *shape), dtype))
-    with traced() as now:
-        training = Training(model, optimizer, loss)
-        training.step(np.zeros((few, *shape), dtype))               # optimizers may make their memory in the first step
+        Training(model, optimizer, loss, device).step(zeros(n))
+    with watch as now:
+        training = Training(model, optimizer, loss, device)
+        training.step(zeros(few))                                   # optimizers may make their memory in the first step
         training.model.zero_grad()
-        parameters = sum(np.asarray(x).nbytes for x in training.model.state_dict().values())
+        parameters = sum(x.nbytes for x in training.model.state_dict().values())
         state = now() - parameters if optimizer is not None else 0
-        low, high = (training.step(np.zeros((n, *shape), dtype), now) for n in (few, more))
+        low, high = (training.step(zeros(n), now) for n in (few, more))
     if len(low) != len(high):                                       # the model does something else with another batch
         low, high = [max(low)], [max(high)]
-    slope = (batch - more) / (more - few) if more > few else 0
-    peak = max(b + (b - a) * slope for a, b in zip(low, high))
-    return Footprint(batch, round(peak), parameters, state, batch * math.prod(shape) * np.dtype(dtype).itemsize)
+    slopes = [(b - a) / (more - few) if more > few else 0.0 for a, b in zip(low, high)]
+    moments = tuple((b - slope * more, slope) for b, slope in zip(high, slopes))
+    peak = max(fixed + each * batch for fixed, each in moments)
+    return Footprint(batch, round(peak), parameters, state, batch * math.prod(shape) * np.dtype(dtype).itemsize, moments)
 
 
 class Training:
     """A copy of a model that makes training steps."""
 
-    def __init__(self, model: Module, optimizer: Callable[[Any], Any] | None, loss: Callable[[Any, Any], Any] | None):
-        self.model = copy.deepcopy(model).to("cpu").train()
+    def __init__(self, model: Module, optimizer: Callable[[Any], Any] | None, loss: Callable[[Any, Any], Any] | None, device: str):
+        self.model = copy.deepcopy(model).to(device).train()
         self.optimizer = None if optimizer is None else optimizer(self.model)
         self.loss = loss or half_squares
 
