@@ -49,6 +49,10 @@ class EmulatedModule(Module):
     def get_default_memory_pool():
         return memory.default_pool
 
+    @staticmethod
+    def get_default_pinned_memory_pool():
+        return memory.default_pinned_pool
+
 
 xp = EmulatedModule()
 backend.register(backend_cupy.library(xp, "emulated"))

@@ -53,13 +53,13 @@ inline void __threadfence() {}
 inline void __threadfence_block() {}
 inline void __threadfence_system() {}
 
+namespace inside {
+
 enum Collective { SYNC, SHUFFLE, VOTE, MMA_F16, MMA_BF16, MMA_TF32, MATRICES, MATRICES_TRANSPOSED };
 struct Shuffle { ull bits; int source; };
 struct Mma { float* d; const unsigned *a, *b; };
 struct Matrices { unsigned* r; const void* row; };
 static const unsigned ALL = 0xffffffffu;
-
-inline void __syncwarp(unsigned mask = ALL, LINE) { emulated_warp(mask, SYNC, nullptr, line); }
 
 template <typename V> inline V shuffled(unsigned mask, V v, int source, int line) {
     Shuffle s = {0, source};
@@ -69,27 +69,31 @@ template <typename V> inline V shuffled(unsigned mask, V v, int source, int line
     return v;
 }
 
+}
+
+inline void __syncwarp(unsigned mask = inside::ALL, LINE) { emulated_warp(mask, inside::SYNC, nullptr, line); }
+
 #define SHUFFLES(V)                                                                                                     \
     inline V __shfl_sync(unsigned mask, V v, int lane, int width = 32, LINE) {                                          \
-        return shuffled(mask, v, (emulated_lane() & -width) | (lane & (width - 1)), line);                              \
+        return inside::shuffled(mask, v, (emulated_lane() & -width) | (lane & (width - 1)), line);                              \
     }                                                                                                                   \
     inline V __shfl_xor_sync(unsigned mask, V v, int bits, int width = 32, LINE) {                                      \
         int me = emulated_lane(), source = me ^ bits;                                                                   \
-        return shuffled(mask, v, source < (me & -width) + width ? source : me, line);                                   \
+        return inside::shuffled(mask, v, source < (me & -width) + width ? source : me, line);                                   \
     }                                                                                                                   \
     inline V __shfl_up_sync(unsigned mask, V v, unsigned by, int width = 32, LINE) {                                    \
         int me = emulated_lane();                                                                                       \
-        return shuffled(mask, v, (me & (width - 1)) >= (int)by ? me - (int)by : me, line);                              \
+        return inside::shuffled(mask, v, (me & (width - 1)) >= (int)by ? me - (int)by : me, line);                              \
     }                                                                                                                   \
     inline V __shfl_down_sync(unsigned mask, V v, unsigned by, int width = 32, LINE) {                                  \
         int me = emulated_lane();                                                                                       \
-        return shuffled(mask, v, (me & (width - 1)) + (int)by < width ? me + (int)by : me, line);                       \
+        return inside::shuffled(mask, v, (me & (width - 1)) + (int)by < width ? me + (int)by : me, line);                       \
     }
 SHUFFLES(int) SHUFFLES(unsigned) SHUFFLES(long) SHUFFLES(unsigned long) SHUFFLES(long long) SHUFFLES(ull) SHUFFLES(float) SHUFFLES(double)
 
 inline unsigned __ballot_sync(unsigned mask, int predicate, LINE) {
     unsigned votes = predicate != 0;
-    emulated_warp(mask, VOTE, &votes, line);
+    emulated_warp(mask, inside::VOTE, &votes, line);
     return votes;
 }
 inline int __any_sync(unsigned mask, int predicate, LINE) { return __ballot_sync(mask, predicate, line) != 0; }
@@ -122,24 +126,24 @@ inline unsigned to_tf32(float x) {
 }
 
 inline void mma_f16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], LINE) {
-    Mma mine = {d, a, b};
-    emulated_warp(ALL, MMA_F16, &mine, line);
+    inside::Mma mine = {d, a, b};
+    emulated_warp(inside::ALL, inside::MMA_F16, &mine, line);
 }
 inline void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], LINE) {
-    Mma mine = {d, a, b};
-    emulated_warp(ALL, MMA_BF16, &mine, line);
+    inside::Mma mine = {d, a, b};
+    emulated_warp(inside::ALL, inside::MMA_BF16, &mine, line);
 }
 inline void mma_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], LINE) {
-    Mma mine = {d, a, b};
-    emulated_warp(ALL, MMA_TF32, &mine, line);
+    inside::Mma mine = {d, a, b};
+    emulated_warp(inside::ALL, inside::MMA_TF32, &mine, line);
 }
 inline void load_matrices(unsigned (&r)[4], const void* row, LINE) {
-    Matrices mine = {r, row};
-    emulated_warp(ALL, MATRICES, &mine, line);
+    inside::Matrices mine = {r, row};
+    emulated_warp(inside::ALL, inside::MATRICES, &mine, line);
 }
 inline void load_matrices_transposed(unsigned (&r)[4], const void* row, LINE) {
-    Matrices mine = {r, row};
-    emulated_warp(ALL, MATRICES_TRANSPOSED, &mine, line);
+    inside::Matrices mine = {r, row};
+    emulated_warp(inside::ALL, inside::MATRICES_TRANSPOSED, &mine, line);
 }
 inline void copy_async4(void* shared, const void* global, bool valid) { emulated_copy(shared, valid ? global : nullptr, 4); }
 inline void copy_async8(void* shared, const void* global, bool valid) { emulated_copy(shared, valid ? global : nullptr, 8); }
@@ -263,3 +267,12 @@ inline int abs(int x) { return x < 0 ? -x : x; }
 inline long long abs(long long x) { return x < 0 ? -x : x; }
 inline float abs(float x) { return __builtin_fabsf(x); }
 inline double abs(double x) { return __builtin_fabs(x); }
+
+#undef LINE
+#undef SHUFFLES
+#undef VECTORS
+#undef ATOMICS
+#undef WHOLE_ATOMICS
+#undef FUNCTION1
+#undef FUNCTION2
+#undef ORDER

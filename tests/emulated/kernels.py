@@ -49,15 +49,16 @@ class About(ctypes.Structure):
     _fields_ = (("call", ctypes.c_void_p), ("count", ctypes.c_int), ("parameters", ctypes.POINTER(Parameter)), ("most", ctypes.c_int))
 
 
-@functools.cache
-def translated(code):
-    """CUDA source as C++ that g++ takes, in a namespace of its own, with the signature of every kernel in it."""
+def translated(code, macros):
+    """CUDA source as C++ that g++ takes, in a namespace of its own, with the signature of every kernel in it. macros: (name, value)s."""
     kernels = [(found[3], found[1] or found[2] or "()") for found in KERNEL.finditer(code)]
     code = PTX.sub("", code) if '#line 1 "ptx.cuh"' in code else code
     code = DYNAMIC.sub(r"\1* const \2 = (\1*)emulated_shared;", re.sub(r'extern\s+"C"\s+(?=__global__)', "", code))
     shim, signature = ((compile.HERE / name).read_text() for name in ("cuda.h", "signature.h"))
     table = "\n".join(f"KERNEL({name}, {bounds})" for name, bounds in kernels)
-    return f'namespace device {{\n{shim}\n#line 1 "source"\n{code}\n}}\n{signature}\n{table}\n'
+    given = "\n".join(f"#define {name} {value}" for name, value in macros)
+    taken = "\n".join(f"#undef {name}" for name, _ in macros)
+    return f'namespace device {{\n{shim}\n{given}\n#line 1 "source"\n{code}\n}}\n{taken}\n{signature}\n{table}\n'
 
 
 class RawModule:
@@ -67,9 +68,9 @@ class RawModule:
         for option in options:
             if not option.startswith(("-D", "--std=", "-std=", "--use_fast_math")):
                 raise ValueError(f"the emulated compiler does not know the option {option}")
-        macros = [option for option in options if option.startswith("-D")]
+        macros = [option[2:].partition("=")[::2] for option in options if option.startswith("-D")]
         compile.runtime()
-        self.library = ctypes.PyDLL(str(compile.built(translated(code), *FLAGS, *macros)))
+        self.library = ctypes.PyDLL(str(compile.built(translated(code, macros), *FLAGS)))
 
     def get_function(self, name):
         try:

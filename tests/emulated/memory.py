@@ -307,6 +307,9 @@ class PinnedMemoryPool:
         return 0
 
 
+default_pinned_pool = PinnedMemoryPool()
+
+
 def is_pinned(place, size):
     return any(start <= place and place + size <= start + length for start, length in list(_pinned.items()))
 
