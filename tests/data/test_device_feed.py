@@ -91,9 +91,17 @@ def late(monkeypatch):
     return found
 
 
-@pytest.fixture(params=["at once", "late"])
+@pytest.fixture(params=["at once", "late", "emulated"])
 def device(request):
-    return request.getfixturevalue("late") if request.param == "late" else None
+    """A device: one that does everything at once, one that copies as late as it may, and one that is as late and has CUDA kernels."""
+    if request.param == "emulated":
+        emulated = pytest.importorskip("emulated")
+        if emulated.WHY_NOT:
+            pytest.skip(emulated.WHY_NOT)
+        return "emulated:0"
+    if request.param == "late":
+        request.getfixturevalue("late")
+    return DEVICE
 
 
 def data(dtype=np.uint8, count=23, classes=True):
@@ -108,7 +116,7 @@ def same(loader, feed, epoch=0, start=0):
     ours, theirs = list(feed.epoch(loader, epoch, start)), list(loader.epoch(epoch, start))
     assert len(ours) == len(theirs) == len(loader) - start
     for (x, y), (x2, y2) in zip(ours, theirs):
-        assert type(x) is type(y) is StrictArray
+        assert isinstance(x, StrictArray) and type(x) is type(y)
         assert x.shape == x2.shape and x.dtype == x2.dtype and x.get().tobytes() == x2.tobytes()
         assert y.dtype == y2.dtype and y.get().tobytes() == y2.tobytes()
 
@@ -117,7 +125,7 @@ def same(loader, feed, epoch=0, start=0):
 @pytest.mark.parametrize("transform", ALL, ids=repr)
 def test_the_loader_s_bits(device, transform, resident):
     loader = Loader(data(), batch_size=5, seed=3, transform=transform)
-    feed = Feed(DEVICE, resident)
+    feed = Feed(device, resident)
     for epoch, start in ((0, 0), (1, 0), (1, 3), (2, 5)):
         same(loader, feed, epoch, start)
     assert feed.bytes() == (0 if resident == 0 else loader.data.x.nbytes + loader.data.y.nbytes)
@@ -127,7 +135,7 @@ def test_the_loader_s_bits(device, transform, resident):
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float16, np.float32, np.int64, np.float64, ">f4", bool])
 def test_every_type_of_samples(device, dtype, resident):
     for classes in (True, False):
-        same(Loader(data(dtype, classes=classes), batch_size=4, transform=Normalise(0.5, 0.5)), Feed(DEVICE, resident))
+        same(Loader(data(dtype, classes=classes), batch_size=4, transform=Normalise(0.5, 0.5)), Feed(device, resident))
 
 
 @pytest.mark.parametrize("resident", [0, None], ids=["travels", "lies there"])
@@ -135,12 +143,12 @@ def test_every_type_of_samples(device, dtype, resident):
 @pytest.mark.parametrize("rank, ranks", [(0, 3), (2, 3), (6, 7), (None, 3)])
 def test_parts_of_ranks_empty_ones_too(device, rank, ranks, prefetch, resident):
     loader = Loader(data(), batch_size=5, transform=ALL[-1], rank=rank, ranks=ranks, prefetch=prefetch)
-    same(loader, Feed(DEVICE, resident))
+    same(loader, Feed(device, resident))
 
 
 def test_vectors(device):
     x = np.random.default_rng(0).random((9, 3), dtype=np.float32)
-    same(Loader((x, np.arange(9)), batch_size=4, transform=Normalise([0.5] * 3, 0.1)), Feed(DEVICE))
+    same(Loader((x, np.arange(9)), batch_size=4, transform=Normalise([0.5] * 3, 0.1)), Feed(device))
 
 
 def test_copies_are_begun_by_the_thread_that_prefetches(late):
@@ -219,7 +227,7 @@ class Brighter(Transform):
                          ids=lambda x: repr(x)[:40])
 def test_a_transform_that_knows_numpy_only_has_all_done_on_the_cpu(device, transform, expected):
     assert on_devices(transform) is expected
-    feed = Feed(DEVICE)
+    feed = Feed(device)
     same(Loader(data(), batch_size=5, transform=transform), feed)
     assert (feed.bytes() > 0) is expected
 
@@ -235,9 +243,9 @@ def test_a_data_set_or_loader_of_one_s_own_is_asked_itself(device):
             return iter(list(super().epoch(number, start))[::-1])
 
     x = np.random.default_rng(0).random((7, 3), dtype=np.float32)
-    same(Loader(Squares(x, np.arange(7)), batch_size=3), Feed(DEVICE))
+    same(Loader(Squares(x, np.arange(7)), batch_size=3), Feed(device))
     loader = Backwards((x, np.arange(7)), batch_size=3)
-    assert [y.tolist() for _, y in Feed(DEVICE).epoch(loader, 0)] == [y.tolist() for _, y in loader.epoch(0)]
+    assert [y.tolist() for _, y in Feed(device).epoch(loader, 0)] == [y.tolist() for _, y in loader.epoch(0)]
 
 
 def test_on_the_cpu_it_is_the_loader():
@@ -249,7 +257,7 @@ def test_on_the_cpu_it_is_the_loader():
 def test_what_is_wrong_is_told_as_by_the_loader(device):
     loader = Loader(data(), batch_size=5)
     with pytest.raises(ArgumentError, match="epoch 0 has no minibatch 9, it has 5"):
-        Feed(DEVICE).epoch(loader, 0, 9)
+        Feed(device).epoch(loader, 0, 9)
 
     class Doubles(Transform):
         device = True
@@ -258,7 +266,7 @@ def test_what_is_wrong_is_told_as_by_the_loader(device):
             return x.astype(np.float64)
 
     with pytest.raises(DtypeError, match="gave float64, not a float32 array"):
-        list(Feed(DEVICE).epoch(Loader(data(), transform=Doubles()), 0))
+        list(Feed(device).epoch(Loader(data(), transform=Doubles()), 0))
 
 
 def test_an_epoch_that_is_left_ends_its_thread_and_waits_for_its_copies(late):

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minidl import backend, kernels
 from minidl.data import Compose, Dataset, HorizontalFlip, Normalise, RandomCrop, Shift, Transform
 from minidl.data.transforms import rows
 from minidl.errors import ArgumentError, DefinitionError, DtypeError, ShapeError
@@ -143,3 +144,18 @@ def test_a_transform_without_apply_says_so():
 
     with pytest.raises(DefinitionError, match="Forgetful has no method apply"):
         Forgetful()(images(), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("padding, size", [(0, (8, 7)), (3, (8, 7)), (2, (12, 11)), (1, (3, 9)), (0, (1, 1))])
+def test_windows_by_a_cuda_kernel(padding, size, dtype):
+    emulated = pytest.importorskip("emulated")
+    if emulated.WHY_NOT:
+        pytest.skip(emulated.WHY_NOT)
+    generator = np.random.default_rng(0)
+    x = images().astype(dtype)
+    corners = generator.integers(0, np.array(x.shape[2:]) + 2 * padding - size, (len(x), 2), endpoint=True)
+    before = emulated.launches()
+    y = kernels.windows(backend.asarray(x, "emulated:0"), backend.asarray(corners, "emulated:0"), size, padding, 0.3)
+    assert emulated.launches() == before + 1
+    np.testing.assert_array_equal(y.get(), kernels.windows(x, corners, size, padding, 0.3))
