@@ -1,0 +1,69 @@
+"""What the twins of kernels/cuda are given in the tests, kernel by kernel, and how near their results must be. test_cuda.py runs them.
+
+    case("sum_pool2d", draws.sum_pool2d)
+
+enters a kernel by what is drawn for it: a function from a Draw to the arguments of the reference, with float32 arrays, which are cast to
+the dtype that is tested. A kernel may have several entries, by different names.
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import draws
+from minidl import kernels
+
+EXAMPLES = 8
+TABLE = {}
+
+
+@dataclass(frozen=True)
+class Case:
+    kernel: str
+    draw: Callable                          # Draw -> the arguments
+    units: float = 8                        # of rounding, of the largest number, by which a result may be off
+    halves: float = 1                       # the same in units of a dtype of 16 bits, for results of that dtype
+    writes: tuple[int, ...] = ()            # the arguments that are written to, and compared
+    beside: tuple[int, ...] = ()            # those that stay float32 beside x of 16 bits, in every second example
+    product: bool = False                   # whether the second argument is rounded to x's dtype
+    wide: bool = False                      # whether results are float32 where x has 16 bits
+    spoilt: bool = True                     # NaN and infinities are among the numbers of some examples
+    examples: int = EXAMPLES
+    dtypes: tuple[str, ...] = ("float64", "float32", "float16", "bfloat16")
+    declines: bool = False                  # whether the twin may decline
+    within: Callable = contextlib.nullcontext               # what is in force meanwhile
+    twin: Callable = lambda twin, *args: twin(*args)        # how it is called
+    reference: Callable | None = None       # unless it is the one of that name
+
+
+def case(kernel: str, draw: Callable, name: str = "", **options: Any) -> None:
+    """Enter a case of a kernel into the table. name: where there are several of a kernel. options: see Case."""
+    TABLE[name or kernel] = Case(kernel, draw, **options)
+
+
+def reference(case: Case) -> Callable:
+    """What the results are held against."""
+    return case.reference or getattr(kernels, case.kernel).__wrapped__
+
+
+case("max_pool2d", draws.max_pool2d, units=0, halves=0)
+case("max_pool2d_scatter", draws.max_pool2d_scatter)
+case("max_pool2d_gather", draws.max_pool2d_gather)
+case("sum_pool2d", draws.sum_pool2d)
+case("sum_pool2d_spread", draws.sum_pool2d_spread)
+case("activation", draws.activation, writes=(0,))
+case("activation_gradient", draws.activation_gradient)
+case("dropout", draws.dropout)
+case("dropout_gradient", draws.dropout_gradient)
+case("channel_sums", draws.channel_sums, units=20, wide=True)
+case("batch_norm", draws.batch_norm, units=400, beside=(1, 2))
+case("batch_norm_inference", draws.batch_norm_inference, units=20, beside=(1, 2, 3, 4))
+case("batch_norm_gradient", draws.batch_norm_gradient, units=100, beside=(2, 3, 4, 6, 7))
+case("layer_norm", draws.layer_norm, units=400, beside=(1, 2))
+case("layer_norm_gradient", draws.layer_norm_gradient, units=200, beside=(2, 3, 4, 7, 8))
+case("softmax_cross_entropy", draws.softmax_cross_entropy, wide=True)
+case("softmax_cross_entropy_gradient", draws.softmax_cross_entropy_gradient, beside=(3,))
+case("sgd_update", draws.sgd_update, writes=(0, 2))
+case("sgd_update", draws.plain_sgd_update, name="sgd_update without velocity", writes=(0,))
+case("adam_update", draws.adam_update, units=20, writes=(0, 2, 3))
