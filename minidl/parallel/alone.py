@@ -22,12 +22,15 @@ from minidl.profiler import phase
 
 @dataclass
 class Facts:
-    """What a minibatch came to, of one rank or of all: the sum of its weighted losses, right answers, examples; who wants to stop."""
+    """What a minibatch came to, of one rank or of all: the sum of its weighted losses, right answers, examples; who wants to stop; and
+    whether a gradient has overflowed, so that there is no update.
+    """
 
     loss: float = 0.0
     right: int = 0
     seen: int = 0
     stop: bool = False
+    overflow: bool = False
 
 
 class Run(Protocol):
@@ -78,15 +81,21 @@ class Alone:
         self.bind(run.model, run.optimizer)
         return True
 
-    def listen(self, clip: float | None = None) -> None:
-        """The backward pass that comes is the last of this minibatch: gradients are final when it says so. clip: as for `update`."""
+    def listen(self, clip: float | None = None, scale: float | None = None) -> None:
+        """The backward pass that comes is the last of this minibatch: gradients are final when it says so.
+
+        clip: as for `update`. scale: what the loss is multiplied by; the gradients are divided by it before `update`.
+        """
 
     def update(self, facts: Facts, notes: Sequence[Notes], clip: float | None = None) -> Facts:
         """After the last backward pass of a minibatch: update the weights with everyone's gradients. Gives everyone's facts.
 
-        notes: of the layers, of each of this rank's parts. clip: the largest norm that the gradient may have.
+        notes: of the layers, of each of this rank's parts. clip: the largest norm that the gradient may have. Where anybody's gradient
+        has overflowed, nobody's weights change.
         """
         commit(notes)
+        if facts.overflow:
+            return facts
         if clip is not None:
             clip_grad_norm(self.optimizer.parameters, clip)
         with phase("update"):                           # also where a kind of optimizer has a step of its own

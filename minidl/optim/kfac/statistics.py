@@ -70,6 +70,7 @@ class Statistics:
         self.places = Places()
         self.before: Places | None = None               # as they were when this step began
         self.seen: dict[str, tuple[Sighting, int]] = {}         # in this step, with the number of the pass
+        self.loss_scale = 1.0                           # by which the loss is multiplied in a step, and the gradient divided after it
         self.known = (1.0, 1.0)                         # weight and full of the last step that said anything
         self.tallies: list[Tally] = []                  # of this step's parts; the last one is the present one's
         self.part: Part | None = None                   # the part that it is of
@@ -105,7 +106,8 @@ class Statistics:
         if any(tally.unknown for tally in self.tallies):
             return 1.0, 1.0
         told = [tally for tally in self.tallies if tally.term]
-        return (math.fsum(tally.weight for tally in told), told[0].full) if told else self.known
+        scale = self.loss_scale
+        return (math.fsum(tally.weight for tally in told) / scale, told[0].full / scale) if told else self.known
 
     @property
     def unit(self) -> float:
