@@ -39,7 +39,7 @@ static u16 to_half(float x) {
     if (size >= 65520) return sign | 0x7c00;
     int exponent;
     std::frexp(size, &exponent);
-    exponent = exponent - 1 < -14 ? -14 : exponent - 1;
+    exponent = size < 6.103515625e-5 ? -14 : exponent - 1;              // 2^-14: below, numbers are evenly spaced
     return sign | (u16)(((exponent + 14) << 10) + (int)std::nearbyint(std::ldexp(size, 10 - exponent)));
 }
 

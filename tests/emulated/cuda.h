@@ -60,6 +60,7 @@ struct Shuffle { ull bits; int source; };
 struct Mma { float* d; const unsigned *a, *b; };
 struct Matrices { unsigned* r; const void* row; };
 static const unsigned ALL = 0xffffffffu;
+constexpr int first(int n = 1024, int = 0, int = 0) { return n; }         // of the launch bounds: threads of a block at most
 
 template <typename V> inline V shuffled(unsigned mask, V v, int source, int line) {
     Shuffle s = {0, source};
@@ -115,7 +116,7 @@ inline unsigned short float_to_half(float x) {
     if (size >= 65520) return sign | 0x7c00;
     int exponent;
     __builtin_frexp(size, &exponent);                                                   // size = m 2^exponent, 0.5 <= m < 1
-    exponent = exponent - 1 < -14 ? -14 : exponent - 1;
+    exponent = size < 6.103515625e-5 ? -14 : exponent - 1;                             // 2^-14: below, numbers are evenly spaced
     return sign | (unsigned short)(((exponent + 14) << 10) + (int)__builtin_nearbyint(__builtin_ldexp(size, 10 - exponent)));
 }
 

@@ -55,10 +55,11 @@ def translated(code, macros):
     code = PTX.sub("", code) if '#line 1 "ptx.cuh"' in code else code
     code = DYNAMIC.sub(r"\1* const \2 = (\1*)emulated_shared;", re.sub(r'extern\s+"C"\s+(?=__global__)', "", code))
     shim, signature = ((compile.HERE / name).read_text() for name in ("cuda.h", "signature.h"))
-    table = "\n".join(f"KERNEL({name}, {bounds})" for name, bounds in kernels)
+    most = "\n".join(f"constexpr int most_{name} = inside::first{bounds};" for name, bounds in kernels)
+    table = "\n".join(f"KERNEL({name})" for name, _ in kernels)
     given = "\n".join(f"#define {name} {value}" for name, value in macros)
     taken = "\n".join(f"#undef {name}" for name, _ in macros)
-    return f'namespace device {{\n{shim}\n{given}\n#line 1 "source"\n{code}\n}}\n{taken}\n{signature}\n{table}\n'
+    return f'namespace device {{\n{shim}\n{given}\n#line 1 "source"\n{code}\n{most}\n}}\n{taken}\n{signature}\n{table}\n'
 
 
 class RawModule:

@@ -75,30 +75,12 @@ class Memory:
             compile.runtime().emulated_forget(ctypes.c_void_p(Memory._gone.popleft().ptr))
 
 
-class Pooled:
-    """A piece that a pool has lent to an array; it goes back when the array is let go."""
+class Piece:
+    """Memory that is lent to an array, and goes back when the array is let go."""
 
-    def __init__(self, pool, memory, size, stream):
-        self.pool, self.memory, self.size, self.stream = pool, memory, size, stream
-        self.ptr, self.device_id, self.bytes = memory.ptr, memory.device_id, memory.bytes
-
-    def __del__(self):
-        pool, self.pool = self.pool, None
-        if pool is not None:
-            pool._back(self)
-
-
-class Raw:
-    """A piece without a pool."""
-
-    def __init__(self, size):
-        self.memory, self.size = Memory(_rounded(size)), size
-        self.memory.watch(size)
-        self.ptr, self.device_id, self.bytes = self.memory.ptr, self.memory.device_id, self.memory.bytes
-
-    def __del__(self):
-        if hasattr(self, "ptr"):
-            self.memory.free()
+    def __init__(self, memory, back, *args):
+        self.memory, self.bytes, self.ptr, self.size, self.device_id = memory, memory.bytes, memory.ptr, memory.size, memory.device_id
+        weakref.finalize(self, back, *args).atexit = False
 
 
 class MemoryPointer:
@@ -119,11 +101,12 @@ class MemoryPool:
         self._lock = threading.RLock()
         self._free = defaultdict(list)          # (device, stream, size) -> pieces
         self._used, self._held, self._limit = defaultdict(int), defaultdict(int), defaultdict(int)
+        weakref.finalize(self, _freed, self._free).atexit = False
 
     def malloc(self, size):
         where, rounded = device(), _rounded(size)
-        stream = getattr(current, "stream", {}).get(where)
-        stream = 0 if stream is None else stream.ptr
+        on = getattr(current, "stream", {}).get(where)
+        stream = 0 if on is None else on.ptr
         hooks = list(getattr(current, "hooks", {}).values())
         for hook in hooks:
             hook.malloc_preprocess(device_id=where, size=size, mem_size=rounded)
@@ -133,12 +116,14 @@ class MemoryPool:
                 pieces = self._free[where, stream, rounded]
                 memory = pieces.pop() if pieces else self._grown(where, rounded)
                 memory.watch(size)
+                if on is not None and on.capture:           # so it is at this point of a replay, whoever had the piece last
+                    on.capture.steps.append((functools.partial(memory.watch, size), (memory,)))
                 self._used[where] += rounded
-                pointer = MemoryPointer(Pooled(self, memory, size, stream))
+                pointer = MemoryPointer(Piece(memory, self._back, memory, stream))
             return pointer
         finally:
             for hook in hooks:
-                ptr, mem = (pointer.ptr, id(pointer.mem)) if pointer else (0, 0)
+                ptr, mem = (pointer.ptr, id(memory)) if pointer else (0, 0)
                 hook.malloc_postprocess(device_id=where, size=size, mem_size=rounded, mem_ptr=ptr, pmem_id=mem)
 
     def _grown(self, where, size):
@@ -153,14 +138,14 @@ class MemoryPool:
         self._held[where] += size
         return memory
 
-    def _back(self, pooled):
+    def _back(self, memory, stream):
         hooks = list(getattr(current, "hooks", {}).values())
-        about = {"device_id": pooled.device_id, "mem_size": _rounded(pooled.size), "mem_ptr": pooled.ptr, "pmem_id": id(pooled)}
+        about = {"device_id": memory.device_id, "mem_size": memory.size, "mem_ptr": memory.ptr, "pmem_id": id(memory)}
         for hook in hooks:
             hook.free_preprocess(**about)
         with self._lock:
-            self._used[pooled.device_id] -= pooled.memory.size
-            self._free[pooled.device_id, pooled.stream, pooled.memory.size].append(pooled.memory)
+            self._used[memory.device_id] -= memory.size
+            self._free[memory.device_id, stream, memory.size].append(memory)
         for hook in hooks:
             hook.free_postprocess(**about)
 
@@ -171,11 +156,6 @@ class MemoryPool:
                     memory = pieces.pop()
                     self._held[where] -= memory.size
                     memory.free()
-
-    def __del__(self):
-        for pieces in self._free.values():
-            while pieces:
-                pieces.pop().free()
 
     def n_free_blocks(self):
         return sum(len(pieces) for (where, _, _), pieces in self._free.items() if where == device())
@@ -196,6 +176,13 @@ class MemoryPool:
 
     def get_limit(self):
         return self._limit[device()]
+
+
+def _freed(free):
+    """What becomes of the pieces of a pool that is gone."""
+    for pieces in free.values():
+        while pieces:
+            pieces.pop().free()
 
 
 class MemoryHook:
@@ -225,7 +212,9 @@ _allocator = default_pool.malloc
 
 def raw(size):
     """Memory of the driver's, without a pool."""
-    return MemoryPointer(Raw(size))
+    memory = Memory(_rounded(size))
+    memory.watch(size)
+    return MemoryPointer(Piece(memory, memory.free))
 
 
 def alloc(size):

@@ -33,11 +33,9 @@ template <typename... P, void (*F)(P...)> struct Kernel<F> {
 
 struct About { void (*call)(void**); int count; const Parameter* parameters; int most; };
 
-constexpr int first(int n = 1024, int = 0, int = 0) { return n; }
-
-#define KERNEL(name, bounds) \
+#define KERNEL(name) \
     extern "C" __attribute__((visibility("default"))) const About about_##name = { \
-        Kernel<device::name>::call, Kernel<device::name>::count, Kernel<device::name>::parameters, first bounds};
+        Kernel<device::name>::call, Kernel<device::name>::count, Kernel<device::name>::parameters, device::most_##name};
 
 static __thread char mark[16];
 extern "C" __attribute__((visibility("default"))) void* shared_mark() { return mark; }      // a place in this file's shared memory

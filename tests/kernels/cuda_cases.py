@@ -26,12 +26,13 @@ class Case:
     halves: float = 1                       # the same in units of a dtype of 16 bits, for results of that dtype
     writes: tuple[int, ...] = ()            # the arguments that are written to, and compared
     beside: tuple[int, ...] = ()            # those that stay float32 beside x of 16 bits, in every second example
+    apart: tuple[int, ...] = ()             # those that always do
     product: bool = False                   # whether the second argument is rounded to x's dtype
     wide: bool = False                      # whether results are float32 where x has 16 bits
     spoilt: bool = True                     # NaN and infinities are among the numbers of some examples
     examples: int = EXAMPLES
     dtypes: tuple[str, ...] = ("float64", "float32", "float16", "bfloat16")
-    declines: bool = False                  # whether the twin may decline
+    declines: Callable = lambda *args: False                # whether the twin may decline, beside empty arrays
     within: Callable = contextlib.nullcontext               # what is in force meanwhile
     twin: Callable = lambda twin, *args: twin(*args)        # how it is called
     reference: Callable | None = None       # unless it is the one of that name
@@ -52,7 +53,7 @@ case("max_pool2d_scatter", draws.max_pool2d_scatter)
 case("max_pool2d_gather", draws.max_pool2d_gather)
 case("sum_pool2d", draws.sum_pool2d)
 case("sum_pool2d_spread", draws.sum_pool2d_spread)
-case("activation", draws.activation, writes=(0,))
+case("activation", draws.activation, writes=(0,), declines=lambda z, name: not z.flags.c_contiguous)
 case("activation_gradient", draws.activation_gradient)
 case("dropout", draws.dropout)
 case("dropout_gradient", draws.dropout_gradient)
@@ -63,7 +64,26 @@ case("batch_norm_gradient", draws.batch_norm_gradient, units=100, beside=(2, 3, 
 case("layer_norm", draws.layer_norm, units=400, beside=(1, 2))
 case("layer_norm_gradient", draws.layer_norm_gradient, units=200, beside=(2, 3, 4, 7, 8))
 case("softmax_cross_entropy", draws.softmax_cross_entropy, wide=True)
-case("softmax_cross_entropy_gradient", draws.softmax_cross_entropy_gradient, beside=(3,))
+case("softmax_cross_entropy_gradient", draws.softmax_cross_entropy_gradient, apart=(3,))
 case("sgd_update", draws.sgd_update, writes=(0, 2))
 case("sgd_update", draws.plain_sgd_update, name="sgd_update without velocity", writes=(0,))
 case("adam_update", draws.adam_update, units=20, writes=(0, 2, 3))
+
+
+def convolutions(kernel: str, draw: Callable, **options: Any) -> None:
+    """Enter a convolution by every algorithm. One that adds the bias in a launch of its own rounds twice: 16 bits are tested elsewhere."""
+    for algorithm in (None, "im2col", "implicit"):
+        rounds_once = algorithm == "implicit" or kernel == "conv2d_weights"
+        case(kernel, draw, name=f"{kernel} {algorithm or 'as it chooses'}", twin=lambda twin, *args, a=algorithm: twin(*args[:-1], a),
+             reference=lambda *args: getattr(kernels, kernel).__wrapped__(*args[:-1]), units=60,
+             dtypes=Case.dtypes if rounds_once else Case.dtypes[:2], **options)
+
+
+convolutions("conv2d", draws.conv2d, beside=(1, 4), product=True)
+convolutions("conv2d_input", draws.conv2d_input, beside=(1, 5), product=True)
+convolutions("conv2d_weights", draws.conv2d_weights, wide=True)
+case("conv2d_patch_moments", draws.conv2d_patch_moments, units=60, wide=True)
+case("matmul", draws.matmul, units=200, beside=(1,), product=True)
+case("affine", draws.affine, units=200, dtypes=Case.dtypes[:2])
+case("affine_weights", draws.affine_weights, units=200, wide=True)
+case("windows", draws.windows, units=0, halves=0)
