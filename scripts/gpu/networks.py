@@ -20,8 +20,14 @@ from gpu.ceilings import dtype_of
 from gpu.clock import Clock, compete, ratio
 from gpu.layers import inside
 from gpu.machine import free_memory
-from minidl import backend, capture, models, nn, optim
+from minidl import backend, models, nn, optim
 from minidl import functions as F
+from minidl.capture import Capture
+from minidl.data import Loader
+from minidl.loop import classification, learn
+from minidl.nn.streams import Streams
+from minidl.optim.scaling import loss_scale_for
+from minidl.run import Run
 
 BATCHES = {"mlp": 128, "lenet": 128, "cnn": 256, "resnet18": 128}
 PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
@@ -46,7 +52,7 @@ def measure(workload: Model, precision: str, device: str, clock: Clock, ceilings
     with tempfile.TemporaryDirectory() as folder:
         weights = str(Path(folder) / "weights.npz")
         makers = {"minidl": lambda: inside(precision, ours(workload, device, precision, weights)),
-                  "captured": lambda: ours_captured(workload, device, precision, weights)}
+                  "captured": lambda: inside(precision, ours_captured(workload, device, precision, weights))}
         if with_torch:
             from gpu import theirs
 
@@ -86,29 +92,50 @@ def timed(makers: dict[str, Callable], sides: dict[str, Callable], row: dict[str
 
 
 def ours(workload: Model, device: str, precision: str, weights: str) -> Callable[[], Any]:
-    """A training step, and first of all the weights with which the others begin."""
-    net = models.create(workload.name, input_shape=workload.shape, classes=CLASSES, generator=0)
-    np.savez(weights, **{path: p.data for path, p in net.named_parameters()})
-    net.to(device)
+    """A training step as one writes it, and first of all the weights with which the others begin."""
+    net = network(workload, weights).to(device)
     x, labels = (backend.asarray(a, device) for a in workload.arrays())
     x = x.astype(backend.dtype_named(dtype_of(precision)))
-    optimizer = optim.SGD(net, lr=LR, momentum=MOMENTUM)
-    scale = 1024.0 if precision == "float16" else 1.0
+    optimizer, scaling = optim.SGD(net, lr=LR, momentum=MOMENTUM), loss_scale_for(dtype_of(precision))
 
     def step() -> Any:
         optimizer.zero_grad()
         y = net(x)
         loss = F.binary_cross_entropy_with_logits(y, F.flatten(x)) if workload.reconstructs else F.softmax_cross_entropy(y, labels)
-        loss.backward(scale)
-        optimizer.step()
+        loss.backward(1.0 if scaling is None else scaling.scale)
+        overflow = scaling is not None and not scaling.unscale(optimizer.parameters)
+        if not overflow:
+            optimizer.step()
+        if scaling is not None:
+            scaling.take(overflow)
         return loss
 
     return step
 
 
 def ours_captured(workload: Model, device: str, precision: str, weights: str) -> Callable[[], Any]:
-    """The same step, captured once and replayed."""
-    return capture.captured(inside(precision, ours(workload, device, precision, weights)), device)
+    """The training loop's step, captured: it also reads the loss and counts right answers, every time."""
+    net = network(workload, weights).to(device)
+    x, labels = workload.arrays()
+    run = Run(net, optim.SGD(net, lr=LR, momentum=MOMENTUM), Loader((x, labels), len(x), shuffle=False), epochs=1,
+              scaling=loss_scale_for(dtype_of(precision)))
+    run.team.bind(net, run.optimizer)
+    x, labels = (backend.asarray(a, device) for a in (x, labels))
+    x = x.astype(backend.dtype_named(dtype_of(precision)))
+    captured, objective, streams = Capture(run, learn, device), classification(), Streams(net, cut=False)
+
+    def step() -> float:
+        with captured.stream:
+            return captured(run, x, labels, objective, 1, None, streams).loss
+
+    return step
+
+
+def network(workload: Model, weights: str) -> nn.Module:
+    """The network with minidl's first weights, which are kept for the others."""
+    net = models.create(workload.name, input_shape=workload.shape, classes=CLASSES, generator=0)
+    np.savez(weights, **{path: p.data for path, p in net.named_parameters()})
+    return net
 
 
 def flops(workload: Model) -> int:
