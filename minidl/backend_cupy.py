@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -41,7 +42,7 @@ def library(cupy: Any, name: str = "cuda") -> Library:
         return importlib.import_module("cupyx.scipy.linalg").solve_triangular(lower, b, lower=True)
 
     return Library(name, cupy, cupy.ndarray, lambda x: f"{name}:{x.device.id}", asarray, cupy.asnumpy, synchronize, event, elapsed,
-                   kernels="cuda", streams=Streams(cupy), memory=pool.memory, limit=pool.limit, watch=pool.watch,
+                   kernels="cuda", streams=Streams(cupy), memory=pool.memory, limit=pool.limit, pool=pool.another, watch=pool.watch,
                    solve_triangular=solve_triangular if cupy.__name__ == "cupy" else None)
 
 
@@ -94,14 +95,29 @@ class Pool:
     def __init__(self, cupy: Any):
         self.cupy = cupy
         self.most: dict[int, int] = {}                  # bytes held, by device
+        self.others: weakref.WeakSet = weakref.WeakSet()                # pools beside it
 
     def memory(self, device: str | None) -> Memory:
         """How much of a device's memory is taken, now; None: of the thread's device."""
         with self.cupy.cuda.Device(None if device is None else ordinal(device)) as chosen:
             pool = self.cupy.get_default_memory_pool()
-            held, (free, total) = pool.total_bytes(), chosen.mem_info
+            pools, (free, total) = [pool, *self.others], chosen.mem_info
+            used, held = sum(each.used_bytes() for each in pools), sum(each.total_bytes() for each in pools)
             self.most[chosen.id] = max(self.most.get(chosen.id, 0), held)
-            return Memory(pool.used_bytes(), held, self.most[chosen.id], pool.get_limit(), free, total)
+            return Memory(used, held, self.most[chosen.id], pool.get_limit(), free, total)
+
+    def another(self, device: str) -> Any:
+        """A pool of one's own, for what must not lie among the rest. It may take what the limit leaves when it is made."""
+        class Another(self.cupy.cuda.MemoryPool):               # type: ignore[name-defined]    # which can be referred to weakly
+            pass
+
+        found, pool = Another(), self.cupy.get_default_memory_pool()
+        with self.cupy.cuda.Device(ordinal(device)):
+            if pool.get_limit():
+                pool.free_all_blocks()
+                found.set_limit(size=max(pool.get_limit() - pool.total_bytes(), 1))
+        self.others.add(found)
+        return found
 
     def limit(self, device: str, size: int) -> None:
         """Hold no more than so many bytes on a device; 0: as many as there are."""

@@ -90,9 +90,10 @@ class MemoryShortage(MinidlError, MemoryError):
     device = "cpu"
     memory: Any = None
 
-    def __init__(self, message: str, *, hint: str = "", **facts: Any):
-        super().__init__(message, hint=hint, **facts)
-        self.said = str(self).removesuffix(f"\n  {hint}")           # by whom more is said it is told without the hint
+    def __init__(self, message: str, *lines: str, hint: str = "", **facts: Any):
+        super().__init__(message, **facts)
+        self.said = "\n  ".join([str(self), *lines])               # by whom more is known it is told without the hint
+        self.args = (f"{self.said}\n  {hint}" if hint else self.said,)
         self.kept: dict[str, int] = {}
 
 

@@ -37,10 +37,9 @@ def explained(error: MemoryError, run: Run, loss: Callable[[Any, Array, Array], 
     run.optimizer.zero_grad()
     part = -(-run.loader.size(min(run.minibatch, len(run.loader) - 1)) // run.team.ranks)       # this process's examples
     count = -(-part // accumulate)                              # of them at a time
-    told = [found.said,
-            f"held in step {run.step + 1}: " + ", ".join(f"{name} {words(size)}" for name, size in shares.items() if size),
+    told = [f"held in step {run.step + 1}: " + ", ".join(f"{name} {words(size)}" for name, size in shares.items() if size),
             advice(fitting(run, loss, given, count, shares, found), count, part, accumulate, run.team.ranks)]
-    more = MemoryShortage("\n  ".join(told))
+    more = MemoryShortage(found.said, *told)
     more.asked, more.kept, more.memory, more.device = found.asked, found.kept, found.memory, found.device
     return more
 

@@ -6,31 +6,35 @@ run holds, and how large a minibatch would fit, is told by held.py, which knows 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from minidl import backend
 from minidl.backend import Array
-from minidl.errors import MemoryShortage, layer_path
+from minidl.errors import ArgumentError, MemoryShortage, layer_path
 from minidl.library import Memory
 
 MOST = 3                    # layers that are named
 HINT = "Take fewer examples at a time; with no_grad() nothing is kept for a backward pass."
 
 
-def shortage(error: MemoryError, what: str, x: Array | None, nodes: Iterable[Any] = (), **facts: Any) -> MemoryShortage:
+def shortage(error: MemoryError, what: str, x: Array | None, nodes: Iterable[Any] = (),
+             facts: Mapping[str, str] | None = None) -> MemoryShortage:
     """What there is to say about an error of the array library's, as an error of ours.
 
     what: that asked for memory, in words. x: an array on the same device. nodes: of the graph, whose memory and that of all before them
-    is counted.
+    is counted. facts: what else there is to say.
     """
     device = "cpu" if x is None else backend.device_of(x)
     memory, keeping = backend.memory(device), kept(nodes)
     size = asked(error)
     wanted = f"{words(size)} asked for" if size else "more was asked for"
-    room = "" if memory is None else f" of {words(memory.room)}"
-    found = MemoryShortage(f"{what}: {wanted}, and {device} has no piece{room} left that is as large", hint=HINT,
-                           **facts | taken(memory) | ({"kept for the backward pass": largest(keeping)} if keeping else {}))
+    room = f"{device} has no such piece" if memory is None else f"{device} has {words(memory.room)} left"
+    pieces = ", in pieces that are too small" if memory is not None and memory.room >= size else ""
+    lines = [f"on {device}: {', '.join(f'{name} {each}' for name, each in taken(memory).items())}"] if memory is not None else []
+    lines += [f"kept for the backward pass: {largest(keeping)}"] if keeping else []
+    found = MemoryShortage(f"{what}: {wanted}, {room}{pieces}", *lines, hint=HINT, **dict(facts or {}))
     found.asked, found.kept, found.memory, found.device = size, keeping, memory, device
     return found
 
@@ -99,3 +103,20 @@ def words(size: int) -> str:
         if size >= 2**power:
             return f"{size / 2**power:.{2 if power == 30 else 1}f} {unit}"
     return f"{size} B"
+
+
+def size_of(text: str, total: int) -> int:
+    """A number of bytes that is given in words, or as a part of `total`. ArgumentError if it is not above 0, or more than that.
+
+    >>> size_of("1.5GiB", 2**33), size_of("500 MB", 2**33), size_of("25%", 2**33)
+    (1610612736, 500000000, 2147483648)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:(%)|([KMGT]?)(i?)B)", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise ArgumentError(f"a size of {text!r} is not known", hint="Write it as 8GiB, 500MB or 50%.")
+    number, percent, power, binary = found.groups()
+    unit = total / 100 if percent else (1024 if binary else 1000) ** " KMGT".index(power.upper() or " ")
+    size = int(float(number) * unit)
+    if not 0 < size <= total:
+        raise ArgumentError(f"a size of {text!r} is {'nothing' if size < 1 else 'more than there is'}", there=words(total))
+    return size

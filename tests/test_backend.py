@@ -53,7 +53,7 @@ def cupy(monkeypatch):
         def __exit__(self, *_):
             pass
 
-    fake = SimpleNamespace(ndarray=FakeArray, asnumpy=lambda x: np.full(2, 7.0), asarray=lambda x: FakeArray(),
+    fake = SimpleNamespace(__name__="cupy", ndarray=FakeArray, asnumpy=lambda x: np.full(2, 7.0), asarray=lambda x: FakeArray(),
                            cuda=SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=lambda: 1), Device=OnDevice))
     monkeypatch.setitem(sys.modules, "cupy", fake)
     monkeypatch.setattr(backend, "_by_type", {k: v for k, v in backend._by_type.items() if k is not fake.ndarray})

@@ -44,12 +44,12 @@ class Rows(NamedTuple):
     """Rows of an array, to be gathered where they are written."""
 
     x: np.ndarray
-    index: np.ndarray
+    numbers: np.ndarray
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of what is gathered."""
-        return (len(self.index), *self.x.shape[1:])
+        return (len(self.numbers), *self.x.shape[1:])
 
     @property
     def dtype(self) -> np.dtype:
@@ -296,6 +296,6 @@ def part(memory: Array, place: int, like: np.ndarray | Rows) -> Array:
 def write(x: np.ndarray | Rows, out: np.ndarray) -> None:
     """Write an array, or gather rows, into memory."""
     if isinstance(x, Rows):
-        np.take(x.x, x.index, axis=0, out=out, mode="clip")         # any other mode gathers them elsewhere first
+        np.take(x.x, x.numbers, axis=0, out=out, mode="clip")         # any other mode gathers them elsewhere first
     else:
         np.copyto(out, x)
