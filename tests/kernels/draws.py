@@ -303,3 +303,11 @@ def adam_update(draw):
     w, g, m, v = parameters(draw, 4)
     t, eps, decay, decoupled = draw.choice(1, 2, 1000), draw.choice(1e-8, 1e-3), draw.choice(0.0, 0.01), draw.choice(False, True)
     return w, g, m, np.abs(v), t, 0.1, 0.9, 0.999, eps, decay, decoupled
+
+
+def windows(draw):
+    n, c, (h, w) = draw.batch()
+    padding, size = draw.integer(0, 3), (draw.integer(1, h), draw.integer(1, w))
+    last = np.array((h, w)) + 2 * padding - size
+    corners = draw.random.integers(0, last, (n, 2), endpoint=True)
+    return draw.array(n, c, h, w, spoil=True), corners, size, padding, draw.choice(0.0, 0.25)
