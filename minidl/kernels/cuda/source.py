@@ -74,6 +74,30 @@ def _file(name: str) -> str:
     return f'#line 1 "{name}"\n' + INCLUDE.sub(included, lines)
 
 
+def computed_in(x: Array) -> str:
+    """The dtype in which numbers of x's are computed and summed: what A stands for."""
+    return "float64" if x.dtype == np.float64 else "float32"
+
+
+def dense(x: Array) -> Array:
+    """x contiguous: itself, or a copy."""
+    return x if x.flags.c_contiguous else backend.of(x).ascontiguousarray(x)
+
+
+def divisor(d: int) -> tuple[int, np.uint32, int]:
+    """What a kernel takes as a Divisor (packs.cuh): d, m and s, such that i // d is i * m >> (31 + s) for 0 <= i < 2^31.
+
+    With 2^s >= d and m = ceil(2^(31 + s) / d), m exceeds the quotient by less than 1, and so i m / 2^(31 + s) exceeds i / d by less than
+    1 / d: both have the same whole part.
+
+    >>> d, m, s = divisor(7)
+    >>> (2**31 - 1) * int(m) >> (31 + s) == (2**31 - 1) // 7
+    True
+    """
+    s = (d - 1).bit_length()
+    return d, np.uint32(-(-2**(31 + s) // d)), s
+
+
 def far(*arrays: Array) -> bool:
     """Whether one of these has so many numbers that places in it are counted in 64 bits."""
     return any(x.size >= FAR for x in arrays)

@@ -1,0 +1,26 @@
+"""How the rows of a matrix are dealt out: what rows.cuh goes by."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+HELD = 16           # numbers of a row that a thread holds
+WARP = 32
+MOST = 256          # threads of a block
+
+
+class Rows(NamedTuple):
+    """The first three are what the kernels take."""
+
+    rows: int
+    width: int
+    by_block: bool          # or a warp a row
+    blocks: int
+    threads: int
+
+
+def dealt(rows: int, width: int) -> Rows:
+    """A warp a row where it can hold the row, else a block of as many threads as hold it, MOST at most."""
+    if width <= WARP * HELD:
+        return Rows(rows, width, False, -(-rows // (MOST // WARP)), MOST)
+    return Rows(rows, width, True, rows, min(MOST, -(-width // (WARP * HELD)) * WARP))
