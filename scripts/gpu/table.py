@@ -86,6 +86,8 @@ def left_out(results: dict[str, Any]) -> Iterator[str]:
 
 def promises(results: dict[str, Any]) -> Iterator[tuple[str, float, float | None]]:
     """What must be reached: in words, at least, and what was measured; None where it was not."""
+    if not results.get("networks"):
+        return
     rows = {(row["network"], row["precision"]): row for row in results.get("networks", ())}
     for (name, precision, side), must in networks.MUST.items():
         yield f"{name}, {precision}, {side}: PyTorch eager's time / ours", must, \
