@@ -19,6 +19,7 @@ CHECKS = "alignment,bounds,signed-integer-overflow,shift,integer-divide-by-zero"
 FLAGS = ("-fvisibility=hidden", "-fno-gnu-unique", f"-fsanitize={CHECKS}", "-Wno-unused")
 KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+(?:void\s+__launch_bounds__(\([^)]*\))|__launch_bounds__(\([^)]*\))\s+void|void)\s+(\w+)\s*\(')
 DYNAMIC = re.compile(r"extern\s+__shared__\s+(?:__align__\(\d+\)\s+|alignas\(\d+\)\s+)?([\w:]+(?:\s+\w+)*?)\s+(\w+)\s*\[\s*\]\s*;")
+MACRO = re.compile(r"^#define (\w+) (.+)$", re.MULTILINE)
 PTX = re.compile(r'^#line 1 "ptx.cuh"$.*?^(?=#line)', re.MULTILINE | re.DOTALL)
 
 _count = 0
@@ -69,7 +70,7 @@ class RawModule:
         for option in options:
             if not option.startswith(("-D", "--std=", "-std=", "--use_fast_math")):
                 raise ValueError(f"the emulated compiler does not know the option {option}")
-        macros = [option[2:].partition("=")[::2] for option in options if option.startswith("-D")]
+        macros = [option[2:].partition("=")[::2] for option in options if option.startswith("-D")] + MACRO.findall(code.partition("#line")[0])
         compile.runtime()
         self.library = ctypes.PyDLL(str(compile.built(translated(code, macros), *FLAGS)))
 
