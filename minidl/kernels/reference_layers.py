@@ -12,6 +12,8 @@ from typing import Any
 from minidl import backend
 from minidl.backend import Array
 
+GOLDEN = 0x9E3779B9     # 2^32 divided by the golden ratio: keys that count from 0 do not meet the seed's
+
 
 def activation(z: Array, name: str) -> Array:
     """f(z) for f called "relu", "tanh" or "sigmoid". Writes into z where it can: a layer gives what it has just made."""
@@ -181,10 +183,15 @@ def softmax_cross_entropy_gradient(x: Array, labels: Array, smoothing: float, ea
     return gx
 
 
+def right_answers(x: Array, labels: Array) -> Array:
+    """In how many rows of x (N, C) the first of the largest numbers is at the label (N,): one integer, which stays on the device."""
+    return (x.argmax(axis=1) == labels).sum()
+
+
 # Chance
 
 
-def dropout(x: Array, p: float, seed: int, step: int, layer: int, first: int = 0) -> tuple[Array, Array]:
+def dropout(x: Array, p: float, seed: int, step: int | Array, layer: int, first: int = 0) -> tuple[Array, Array]:
     """x with zeros in place of a fraction p, and the others divided by 1 - p; and the mask, true where a number was kept."""
     mask = dropout_mask(backend.of(x), x.shape, p, seed, step, layer, first)
     return x * mask * (1 / (1 - p)), mask
@@ -195,10 +202,11 @@ def dropout_gradient(gy: Array, mask: Array, scale: float) -> Array:
     return gy * mask * scale
 
 
-def dropout_mask(xp: Any, shape: tuple[int, ...], p: float, seed: int, step: int, layer: int, first: int = 0) -> Array:
+def dropout_mask(xp: Any, shape: tuple[int, ...], p: float, seed: int, step: int | Array, layer: int, first: int = 0) -> Array:
     """Booleans, false with probability p: a hash of (seed, step, layer, number of the element), so the same on every device.
 
-    xp: the array library. first: the number of the first element, where the array is a part of a larger one.
+    xp: the array library. step: a number, or an integer array of one, for who counts on the device. first: the number of the first
+    element, where the array is a part of a larger one.
     The hash is a multiply-and-shift mixer of 32 bits (C. Wellons, "Prospecting for hash functions", 2018), once a key.
     """
     size = math.prod(shape)
@@ -206,10 +214,24 @@ def dropout_mask(xp: Any, shape: tuple[int, ...], p: float, seed: int, step: int
     element = low.astype("uint32")
     if first + size > 2**32:                                    # the upper half of the element's number, where there is one
         element = element ^ mix(((low >> 32) + (first >> 32)).astype("uint32"))
-    h = mix(element ^ xp.asarray(mix_number(seed % 2**32), "uint32"))
-    for key in (seed // 2**32, step, layer):
-        h = mix(h ^ xp.asarray(mix_number((key + 0x9E3779B9) % 2**32), "uint32"))
-    return (h >= xp.asarray(min(int(p * 2**32), 2**32 - 1), "uint32")).reshape(shape)
+    on_device = hasattr(step, "dtype")
+    low, upper, its_step, its_layer = (xp.asarray(mix_number(key), "uint32") for key in keys(seed, 0 if on_device else step, layer))
+    if on_device:
+        its_step = mix((step.reshape(1).astype("uint32") + GOLDEN).astype("uint32"))
+    h = element
+    for key in (low, upper, its_step, its_layer):
+        h = mix(h ^ key)
+    return (h >= xp.asarray(threshold(p), "uint32")).reshape(shape)
+
+
+def keys(seed: int, step: int, layer: int) -> list[int]:
+    """The four keys of a mask, before they are mixed: 32 bits each."""
+    return [seed % 2**32, *((key + GOLDEN) % 2**32 for key in (seed // 2**32, step, layer))]
+
+
+def threshold(p: float) -> int:
+    """The least hash that is kept."""
+    return min(int(p * 2**32), 2**32 - 1)
 
 
 def mix(h: Array) -> Array:

@@ -150,12 +150,11 @@ def activation_gradient(gy: np.ndarray, y: np.ndarray, name: str, out: np.ndarra
 
 def dropout(x: np.ndarray, p: float, seed: int, step: int, layer: int, first: int = 0) -> Any:
     """See reference_layers.dropout."""
-    if first + x.size > 2**32:
+    if first + x.size > 2**32 or not isinstance(step, int):
         return NotImplemented
-    keys = [seed % 2**32, *((key + 0x9E3779B9) % 2**32 for key in (seed // 2**32, step, layer))]
     x, last = as_it_lies(x)
     mask = np.empty(x.shape, np.bool_)
-    hashed = (first, *(reference.mix_number(key) for key in keys), min(int(p * 2**32), 2**32 - 1))
+    hashed = (first, *(reference.mix_number(key) for key in reference.keys(seed, step, layer)), reference.threshold(p))
     y = _dropped(x, last, hashed, 1 / (1 - p), mask, False)
     return channels_second(y, last), channels_second(mask, last)
 
