@@ -144,7 +144,9 @@ def _seed(y: Tensor, given: Any, caller: str) -> Any:
             raise GraphError(f"{caller}: a Tensor of shape {y.shape} is not one number, so it has no gradient of its own",
                              hint="Use sum() or mean(), or give the gradient by it, an array of its shape.")
         return backend.of(y.data).ones_like(y.data)
-    if not backend.is_array(array):
+    if isinstance(array, backend.SCALARS):
+        array = backend.of(y.data).full(y.shape, array, y.dtype)       # made on the device
+    elif not backend.is_array(array):
         array = backend.asarray(np.asarray(array, dtype=y.dtype), y.device)
     if array.shape != y.shape:
         raise ShapeError(f"{caller}: the gradient given has shape {array.shape}, and the Tensor has {y.shape}")

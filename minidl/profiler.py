@@ -31,8 +31,8 @@ try:
 except ImportError:                             # Windows
     resource = None
 
-PHASES = ("data", "forward", "backward", "normalization", "gradient exchange", "update", "curvature", "curvature exchange", "idle",
-          "evaluation", "saving", "other")
+PHASES = ("data", "forward", "backward", "normalization", "gradient exchange", "update", "step", "curvature", "curvature exchange", "idle",
+          "evaluation", "saving", "other")              # step: a whole one that was replayed, see capture.py
 WHOLE = frozenset({"evaluation", "saving"})     # phases that keep for themselves what happens in them, all but idle
 MOST = 200_000                                  # tuples of one kind that a Recorder holds, of about 400 bytes each
 
@@ -187,13 +187,28 @@ def peak_memory(device: str = "cpu") -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Within the block nobody writes down what this thread does."""
+    found = clock()
+    before = None if found is None else found.recorder
+    if found is not None:
+        found.recorder = None
+    try:
+        yield
+    finally:
+        if found is not None:
+            found.recorder = before
+
+
 class Recorder:
     """What happens, as tuples, in the order in which it ends. Times are nanoseconds, or what a device makes of the moment.
 
         operations  (start, end, thread, Function class, layers, shapes of a product's factors, shape of the result, bytes of each
                      argument, of the result or of each, whether the result only looks at an argument's memory)
         rules       (start, end, thread, the operation whose rule it is, Step, whether the result is in an argument's memory)
-        updates     (start, end, thread, Optimizer class, path of the parameter, its bytes, how many arrays are remembered of it)
+        updates     (start, end, thread, Optimizer class, path of the parameter, its bytes, how many arrays are remembered of it); without
+                     a path of all parameters together
         phases      (start, end, thread, name, depth, peak memory, or 0)
         jobs        (start, end, thread, name, bytes): of the exchange
         kept        (layers, Function class, bytes): for the backward pass
@@ -286,11 +301,13 @@ class Recorder:
         if self.takes(self.jobs):
             self.jobs.append((started, perf_counter_ns(), get_ident(), name, size))
 
-    def update(self, started: Any, rule: Any, path: str, w: Any) -> None:
-        """An optimizer has changed a parameter, and what it remembers of it."""
-        ended = self.now(type(w)) if self.devices else perf_counter_ns()
+    def update(self, started: Any, rule: Any, weights: dict[str, Any]) -> None:
+        """An optimizer has changed a parameter, and what it remembers of it; or several, by path, in one launch."""
+        paths = list(weights)
+        ended = self.now(type(weights[paths[0]])) if self.devices else perf_counter_ns()
         if self.takes(self.updates):
-            self.updates.append((started, ended, get_ident(), type(rule), path, w.nbytes, len(rule.state.get(path, ()))))
+            self.updates.append((started, ended, get_ident(), type(rule), paths[0] if len(paths) == 1 else "",
+                                 sum(w.nbytes for w in weights.values()), len(rule.state.get(paths[0], ()))))
 
     def keeps(self, node: Any, xs: tuple) -> None:
         """A Node keeps arrays. Parameters are there anyway, and what another Node keeps is counted there."""

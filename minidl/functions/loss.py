@@ -20,6 +20,7 @@ from minidl.functions.activation import sigmoid, softmax
 from minidl.functions.shape import broadcast_to, check_arrays
 from minidl.functions.steps import by_kernel
 from minidl.graph import Function, Node
+from minidl.recording import present
 from minidl.tensor import Tensor
 from minidl.walk import Walk
 
@@ -174,7 +175,7 @@ def softmax_cross_entropy(x: Any, labels: Any, label_smoothing: float = 0.0, red
     elif labels.shape != (x.shape[0], *x.shape[2:]):
         raise ShapeError(f"{name}: {x.shape[0]} examples and labels of shape {labels.shape}", x=f"{x.shape} (N, C)",
                          labels=f"{labels.shape} (N,)", hint="Labels are class ids, not one-hot rows." if labels.shape == x.shape else "")
-    else:
+    elif present() is None:             # a step that is being recorded has no values; a wrong label will make its loss NaN
         array = labels.data if isinstance(labels, Tensor) else labels
         if array.size and (int(array.min()) < 0 or int(array.max()) >= classes):
             raise LabelError(f"{name}: labels run from {int(array.min())} to {int(array.max())}, and there are {classes} classes",

@@ -7,7 +7,9 @@ each: large arrays are taken a piece at a time, so that the other operations fin
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from minidl import backend
 from minidl.backend import Array
@@ -56,3 +58,37 @@ def in_pieces(w: Array, *others: Array) -> Iterator[tuple[Array, ...]]:
     flat = [x.reshape(-1) for x in arrays]
     for start in range(0, w.size, PIECE):
         yield tuple(x[start:start + PIECE] for x in flat)
+
+
+# All gradients at a time
+
+
+def clip_many(gradients: Sequence[Array], most: float) -> Array:
+    """Scale all gradients so that their norm together is at most so much; they stay as they are where it is not finite.
+
+    Gives (2 + n,) float64: the norm that they had, what they were multiplied by, and the sum of squares of each of the n.
+    """
+    squares = [float((g.astype("float64", order="C") ** 2).sum()) for g in gradients]      # the same bits, however g is stored
+    norm = math.sqrt(sum(squares))
+    factor = min(most / (norm + 1e-6), 1.0) if math.isfinite(norm) else 1.0
+    if factor < 1:
+        for g in gradients:
+            g *= factor
+    return np.array([norm, factor, *squares])
+
+
+def unscale_many(gradients: Sequence[Array], factor: float) -> Array:
+    """Multiply all gradients; gives whether all numbers in them are finite then, one boolean on their device."""
+    xp = backend.of(gradients[0])
+    for g in gradients:
+        g *= factor
+    return xp.stack([xp.isfinite(g).all() for g in gradients]).all()
+
+
+def running_statistics(mean: Array, var: Array, x_mean: Array, x_var: Array, rate: float, n: int) -> tuple[Array, Array]:
+    """The running mean and variance (C,), moved by a fraction towards those of a batch of n numbers a channel, as new arrays.
+
+    The batch's variance is a mean of squares; the running one is unbiased.
+    """
+    return ((mean * (1 - rate) + x_mean * rate).astype(mean.dtype, copy=False),
+            (var * (1 - rate) + x_var * (rate * n / (n - 1))).astype(var.dtype, copy=False))

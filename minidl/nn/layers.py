@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from minidl import backend
+from minidl import backend, kernels
 from minidl import functions as F
 from minidl.errors import ArgumentError, ShapeError
 from minidl.functions import convolution, linear
@@ -24,6 +24,7 @@ from minidl.nn.init import Shape, Source, float_type, he_normal, normal, ones, z
 from minidl.nn.module import Module, Parameter
 from minidl.nn.options import Init, count, drawn, number, shown, sizes
 from minidl.nn.part import note, present
+from minidl.recording import present as recorded
 
 
 class Affine(Module):
@@ -202,13 +203,15 @@ class BatchNorm(Module):
 
     def apply_note(self, mean: Any, var: Any, n: Any) -> None:
         """Move the running statistics by those of a batch, of n numbers a channel."""
-        device, n = backend.device_of(self.running_mean), int(n)
+        device, n, recording = backend.device_of(self.running_mean), int(n), recorded()
         mean, var = backend.asarray(mean, device), backend.asarray(var, device)
         self.steps += 1
-        rate = 1 / self.steps if self.momentum is None else self.momentum
-        # new arrays, because a graph may still hold the old ones
-        self.running_mean = self.running_mean * (1 - rate) + mean * rate
-        self.running_var = self.running_var * (1 - rate) + var * (rate * n / (n - 1))
+        rate: Any = 1 / self.steps if self.momentum is None else self.momentum
+        if recording is not None and self.momentum is None:
+            moved = recording.moved(self, "steps")
+            rate = recording.fresh(lambda: 1 / (self.steps + moved), "float64")
+        # new arrays, because a graph may still hold the old ones; but for a step that is being recorded
+        self.running_mean, self.running_var = kernels.running_statistics(self.running_mean, self.running_var, mean, var, rate, n)
 
     def describe(self) -> str:
         return shown(f"{self.channels}", momentum=(self.momentum, 0.1), eps=(self.eps, 1e-5), activation=(self.activation, None))

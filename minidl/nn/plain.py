@@ -15,6 +15,7 @@ from minidl.nn.init import Source
 from minidl.nn.module import Module
 from minidl.nn.options import number, shown, sizes
 from minidl.nn.part import note, present
+from minidl.recording import present as recorded
 
 
 class ReLU(Module):
@@ -193,12 +194,13 @@ class Dropout(Module):
     def forward(self, x: Any) -> Any:
         if not self.training or self.p == 0:
             return x
-        part, step, first = present(), self.step, 0
+        part, recording, ahead, first = present(), recorded(), 0, 0
         if part is not None:
-            step += part.calls(self)
+            ahead = part.calls(self)
             if part.count and len(x) % part.count == 0:                 # the first axis is the examples, or positions in them
                 first = part.first * (x.size // part.count)
-        y = F.dropout(x, self.p, self.seed, step, first=first)
+        step = self.step + ahead
+        y = F.dropout(x, self.p, self.seed, step if recording is None else recording.fresh(lambda: self.step + ahead, "int64"), first=first)
         note(self, step + 1)
         return y
 

@@ -29,6 +29,7 @@ class Adam(Optimizer):
     array([0.9])
     """
 
+    together = staticmethod(kernels.adam_update_many)
     elementwise = False         # the kernel cuts into pieces what it likes to
     decoupled = False           # whether weight decay is kept out of the gradient
 
@@ -40,9 +41,12 @@ class Adam(Optimizer):
         xp = backend.of(w)
         return {"m": xp.zeros_like(w), "v": xp.zeros_like(w)}
 
-    def update(self, w: Array, g: Array, state: State, t: int, lr: float, beta1: float, beta2: float, eps: float,
-               weight_decay: float) -> None:
-        kernels.adam_update(w, g, state["m"], state["v"], t, lr, beta1, beta2, eps, weight_decay, self.decoupled)
+    def update(self, w: Array, g: Array, state: State, t: int, **options: Any) -> None:
+        kernels.adam_update(*self.arguments(w, g, state, t, **options))
+
+    def arguments(self, w: Array, g: Array, state: State, t: int, lr: float, beta1: float, beta2: float, eps: float,
+                  weight_decay: float) -> tuple:
+        return w, g, state["m"], state["v"], t, lr, beta1, beta2, eps, weight_decay, self.decoupled
 
     def check(self, lr: Number, beta1: Number, beta2: Number, eps: Number, weight_decay: Number) -> None:
         check_numbers(type(self).__name__, lr=(lr, 0, math.inf), beta1=(beta1, 0, 1), beta2=(beta2, 0, 1), eps=(eps, 0, math.inf),

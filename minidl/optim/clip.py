@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from minidl import backend
+from minidl import backend, kernels
 from minidl.backend import Array
 from minidl.errors import ArgumentError, GraphError, NumericsError
 from minidl.optim.optimizer import Parameters, parameters_of
 from minidl.profiler import phase
+from minidl.recording import present
 
 
 @phase("normalization")
@@ -17,7 +18,8 @@ def clip_grad_norm(model: Parameters, max_norm: float) -> float:
     """Scale all gradients so that their norm together is at most max_norm, and give the norm that they had.
 
     model: a Module, or a dictionary of Parameters by path. The norm is the root of the sum of all squares. NumericsError, which names
-    the parameters, if it is not finite; GraphError if there is no gradient. Pascanu, Mikolov and Bengio, ICML 2013.
+    the parameters, if it is not finite; GraphError if there is no gradient. In a step that is being recorded the norm is not known: NaN.
+    Pascanu, Mikolov and Bengio, ICML 2013.
 
     >>> w = minidl.nn.Parameter(np.array([0.0, 0.0]))
     >>> w.grad = np.array([3.0, 4.0])
@@ -27,16 +29,14 @@ def clip_grad_norm(model: Parameters, max_norm: float) -> float:
     if not max_norm > 0:
         raise ArgumentError(f"clip_grad_norm: max_norm is {max_norm!r}, and must be more than 0")
     gradients = _gradients("clip_grad_norm", model)
-    squares = {path: (g.astype("float64", order="C") ** 2).sum() for path, g in gradients.items()}      # the same bits, however g is stored
-    norm = math.sqrt(sum(float(square) for square in squares.values()))
+    found = kernels.clip_many(list(gradients.values()), float(max_norm))
+    if present() is not None:
+        return math.nan
+    norm, _, *squares = backend.to_numpy(found).tolist()        # a GPU is waited for once
     if not math.isfinite(norm):
-        bad = [path for path, square in squares.items() if not math.isfinite(float(square))]
+        bad = [path for path, square in zip(gradients, squares) if not math.isfinite(square)]
         raise NumericsError(f"clip_grad_norm: the gradient's norm is {norm}", parameters=", ".join(bad[:8]),
                             hint="Find where it begins: run the step under minidl.check_numerics().")
-    scale = max_norm / (norm + 1e-6)
-    if scale < 1:
-        for g in gradients.values():
-            g *= scale
     return norm
 
 

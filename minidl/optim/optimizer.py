@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from minidl import backend, kernels
 from minidl.backend import Array
@@ -20,6 +20,7 @@ from minidl.nn.options import number
 from minidl.nn.state import like, matched, snapshot
 from minidl.optim.schedule import value_at
 from minidl.profiler import phase, recorder
+from minidl.recording import present
 from minidl.tensor import Tensor
 
 Parameters = Module | Mapping[str, Tensor]      # what is learned: a model, or leaves by a path of one's own
@@ -35,6 +36,7 @@ class Optimizer:
     each a number or a schedule. ArgumentError for a pattern that matches nothing or an option that is not known.
     """
 
+    together: ClassVar[Any] = None          # a kernel for all updates at a time, such as kernels.sgd_update_many: see `arguments`
     elementwise = True          # False: `update` needs whole arrays, with their shape
     separable = True            # False: a step needs all gradients at a time, so that no parameter can be updated before the others
 
@@ -42,6 +44,8 @@ class Optimizer:
         super().__init_subclass__(**kwargs)
         if "step" in vars(cls) and "separable" not in vars(cls):
             cls.separable = False                                       # what it does besides is not known
+        if "update" in vars(cls) and "together" not in vars(cls):
+            cls.together = None                                         # a rule of its own
 
     def __init__(self, model: Parameters, groups: Mapping[str, Mapping[str, Any]] | None = None, **options: Any):
         self.parameters = parameters_of(type(self).__name__, model)
@@ -67,6 +71,14 @@ class Optimizer:
         """
         raise DefinitionError(f"{type(self).__name__} has no update", hint="Write def update(self, w, g, state, t, lr) in the class.")
 
+    def arguments(self, w: Array, g: Array, state: State, t: int, **options: Any) -> tuple:
+        """What `together`, a kernel such as kernels.sgd_update_many, takes for a parameter. For a kind that has one beside `update`.
+
+        On a GPU it is one launch, whatever the number of parameters.
+        """
+        raise DefinitionError(f"{type(self).__name__} has no arguments for its kernel",
+                              hint="Write def arguments(self, w, g, state, t, lr) in the class, or leave together out.")
+
     def check(self, **options: Any) -> None:
         """ArgumentError if an option makes no sense. Schedules come as such."""
 
@@ -84,23 +96,60 @@ class Optimizer:
             raise GraphError(f"{type(self).__name__}.step: " + ("every parameter is frozen" if frozen else "no parameter has a gradient"),
                              hint="Set requires_grad_(True) on what shall be learned." if frozen else
                              "Call loss.backward() before step(), with a loss that the model has computed outside no_grad().")
-        options, watching = self.begin(), recorder()
+        watching = recorder()
+        if self.together is not None and backend.library_of(next(iter(due.values()))._data).kernels:
+            started = None if watching is None else watching.now(type(next(iter(due.values()))._data))
+            self._update_together(due)
+            if watching is not None:
+                watching.update(started, self, {path: p._data for path, p in due.items()})
+            return
+        options = self.begin()
         for path, p in due.items():
             started = None if watching is None else watching.now(type(p._data))
             self.update_one(path, p.grad.data, options)     # type: ignore[union-attr]   # due says so
             if watching is not None:
-                watching.update(started, self, path, p._data)
+                watching.update(started, self, {path: p._data})
 
     def begin(self) -> dict[str, dict[str, Any]]:
         """Begin a step, and give the options of each parameter in it, by path. `step` does so; who calls update_one calls it first."""
+        options = self._options_now()
+        self._begun()
+        return options
+
+    def _begun(self) -> None:
+        self.last_lr = value_at(self.options.get("lr"), self.steps)
+        self.steps += 1
+
+    def _options_now(self) -> dict[str, dict[str, Any]]:
+        """The options of each parameter in the step that comes next, by path."""
         usual = {name: value_at(option, self.steps) for name, option in self.options.items()}
-        now: dict[int, dict[str, Any]] = {}                             # the options at this step, by the changes to them
+        now: dict[int, dict[str, Any]] = {}                             # by the changes to the usual ones
         for changes in self.changes.values():
             if id(changes) not in now:
                 now[id(changes)] = usual | {name: value_at(option, self.steps) for name, option in changes.items()}
-        self.last_lr = usual.get("lr")
-        self.steps += 1
         return {path: now[id(changes)] for path, changes in self.changes.items()}
+
+    def _update_together(self, due: Mapping[str, Tensor]) -> None:
+        """All updates of a step by one call, in a step that is being recorded at each of its replays."""
+        gradients = {path: p.grad.data for path, p in due.items()}      # type: ignore[union-attr]   # step says so
+
+        def calls() -> list[tuple]:
+            options = self._options_now()
+            return [self.arguments(self.parameters[path]._data, g, self._state_beside(path, self.parameters[path]._data),
+                                   self.updates[path] + 1, **options[path]) for path, g in gradients.items()]
+
+        def count() -> None:
+            self._begun()
+            for path in gradients:
+                self.updates[path] += 1
+                self.parameters[path].version += 1
+
+        type(self).together(calls)
+        recording = present()
+        if recording is None:
+            count()
+        else:
+            recording.afterwards.append(count)
 
     def update_one(self, path: str, g: Array, options: Mapping[str, Mapping[str, Any]]) -> None:
         """The update of one parameter by its gradient g, with what `begin` gave for this step: parameters may come in any order."""

@@ -9,15 +9,16 @@ the scale halved; after many good steps it is doubled. Micikevicius et al., ICLR
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from minidl import backend
-from minidl.backend import Array
+from minidl import backend, kernels
 from minidl.errors import ArgumentError, CheckpointError, NumericsError
 from minidl.optim.kfac import KFAC
 from minidl.optim.optimizer import Optimizer
 from minidl.profiler import phase
+from minidl.recording import present
 from minidl.tensor import Tensor, make
 
 FIRST = 2.0**16         # the scale to begin with
@@ -53,7 +54,7 @@ class LossScale:
     def unscale(self, parameters: Mapping[str, Tensor]) -> bool:
         """Divide the gradients of parameters by the scale; gives whether all numbers in them are finite.
 
-        A gradient of 16 bits, of a weight of 16 bits, becomes one of float32: it would vanish again.
+        In a step that is being recorded that is not known: where they are not, a replay changes nothing. A gradient of 16 bits, of a weight of 16 bits, becomes one of float32: it would vanish again.
         """
         gradients = []
         for p in parameters.values():
@@ -63,15 +64,27 @@ class LossScale:
             if backend.is_half(g.dtype):
                 g = backend.wide(g)
                 p._grad = make(g)
-            g *= 1 / self.scale
             gradients.append(g)
-        return not gradients or bool(finite(gradients))
+        if not gradients:
+            return True
+        recording = present()
+        fine = kernels.unscale_many(gradients, 1 / self.scale if recording is None else recording.fresh(lambda: 1 / self.scale, "float32"))
+        return recording is not None or bool(fine)
+
+    def seed(self, weight: float) -> Any:
+        """What to begin a backward pass with: a number, or in a step that is being recorded a place where it will stand."""
+        recording = present()
+        return weight * self.scale if recording is None else recording.fresh(lambda: weight * self.scale, "float32")
 
     def take(self, overflow: bool) -> None:
         """After a step: whether a gradient had overflowed, so that it was left out.
 
         NumericsError if the scale cannot be made smaller: it is 1, or was given as a number.
         """
+        recording = present()
+        if recording is not None:
+            recording.afterwards.append(partial(self.take, False))
+            return
         if not overflow:
             self.good += 1
             if self.dynamic and self.good >= PATIENCE:
@@ -101,12 +114,6 @@ class LossScale:
 
     def __repr__(self) -> str:
         return f"LossScale({'dynamic, now ' if self.dynamic else ''}{self.scale:g})"
-
-
-def finite(gradients: Sequence[Array]) -> Any:
-    """Whether all numbers in some arrays, at least one, are finite: one boolean, on their device."""
-    xp = backend.of(gradients[0])
-    return xp.stack([xp.isfinite(g).all() for g in gradients]).all()
 
 
 def loss_scale_for(dtype: Any, wanted: float | str | None = None) -> LossScale | None:

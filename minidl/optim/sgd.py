@@ -29,6 +29,7 @@ class SGD(Optimizer):
     array([0.95])
     """
 
+    together = staticmethod(kernels.sgd_update_many)
     elementwise = False         # the kernel cuts into pieces what it likes to
 
     def __init__(self, model: Parameters, lr: Number, momentum: Number = 0.0, nesterov: bool = False, weight_decay: Number = 0.0,
@@ -38,9 +39,12 @@ class SGD(Optimizer):
     def start(self, w: Array, momentum: Number, **options: Any) -> State:
         return {"velocity": backend.of(w).zeros_like(w)} if momentum else {}
 
-    def update(self, w: Array, g: Array, state: State, t: int, lr: float, momentum: float, nesterov: bool,
-               weight_decay: float) -> None:
-        kernels.sgd_update(w, g, state["velocity"] if momentum else None, lr, momentum, nesterov, weight_decay)
+    def update(self, w: Array, g: Array, state: State, t: int, **options: Any) -> None:
+        kernels.sgd_update(*self.arguments(w, g, state, t, **options))
+
+    def arguments(self, w: Array, g: Array, state: State, t: int, lr: float, momentum: float, nesterov: bool,
+                  weight_decay: float) -> tuple:
+        return w, g, state["velocity"] if momentum else None, lr, momentum, nesterov, weight_decay
 
     def check(self, lr: Number, momentum: Number, nesterov: bool, weight_decay: Number) -> None:
         check_numbers("SGD", lr=(lr, 0, math.inf), momentum=(momentum, 0, 1), weight_decay=(weight_decay, 0, math.inf))
