@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 from minidl import optim, report
 from minidl.checkpoint import Found
+from minidl.optim.scaling import loss_scale_for
 from minidl.optim.schedule import value_at
 from minidl.parallel import Communicator
 from minidl.run import part
@@ -52,7 +53,8 @@ def exchange_described(options: SimpleNamespace, processes: int) -> Plan:
     """Who trains, and how they exchange what they have learned."""
     places = processes - options.spares
     learning = places - (not options.master_computes)
-    entire = "kfac" if options.optimizer == "kfac" else "--clip" if options.clip is not None else None
+    scaled = loss_scale_for(options.dtype, options.loss_scale) is not None
+    entire = "kfac" if options.optimizer == "kfac" else "--clip" if options.clip is not None else "loss scaling" if scaled else None
     lasting = f", and {options.spares} to stand in" if options.spares else " as long as one lives" if options.elastic else ""
     words = [f"{places}{lasting}", options.exchange + ("" if options.master_computes else " whose master only adds up")]
     if options.overlap != "none":

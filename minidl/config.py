@@ -24,14 +24,19 @@ class CountOrWord(str):
     """The kind of an option that is a whole number or a word, kept as text."""
 
 
+class NumberOrWord(str):
+    """The kind of an option that is a number or a word, kept as text."""
+
+
 KINDS: dict[Any, tuple[Any, str]] = {           # of an option: what a file may hold for it, and that in words
     int: (int, "a whole number"), float: ((int, float), "a number"), str: (str, "a text"), Path: (str, "a path, as text"),
     bool: (bool, "true or false"), CountOrWord: ((int, str), "a whole number or a word"),
+    NumberOrWord: ((int, float, str), "a number or a word"),
 }
 ELSEWHERE = {                                   # what options are called by others, where no spelling is near
     "learning_rate": "lr", "dataset": "data", "minibatch": "batch_size", "gpu": "device", "wd": "weight_decay", "output": "out",
     "gradient_clip": "clip", "load": "weights", "test": "eval_only", "random_state": "seed", "network": "model", "strategy": "exchange",
-    "bucket_size": "chunk_size",
+    "bucket_size": "chunk_size", "precision": "dtype", "amp": "dtype", "grad_scale": "loss_scale",
 }
 
 

@@ -2,7 +2,7 @@
 
 When an array has found no room the run is over, but it is still there: what it holds is counted, then its graph and gradients are let go,
 and steps of a few examples are measured on the device itself (nn/footprint.py), on a copy of the model. So what is said counts whatever
-this model, these kernels and this dtype need. Where even that finds no room, what was held when it ended is scaled down.
+this model, these kernels and this dtype need. Where even that finds no room, what the graph held when it ended is scaled down.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from minidl.run import Run
 from minidl.shortage import shortage, words
 
 SPARE = 0.95                # of what there is: the pool's pieces do not fill it
+PASSES = 2                  # what the forward pass has kept where it ended, that many times, is about what a step needs at its peak
 
 
 def explained(error: MemoryError, run: Run, loss: Callable[[Any, Array, Array], Any], given: Callable[[Array], Array],
@@ -46,7 +47,8 @@ def explained(error: MemoryError, run: Run, loss: Callable[[Any, Array, Array], 
 
 def place(error: BaseException) -> str:
     """The function of minidl's in which an error arose, in words."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "minidl" in frame.filename]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__)
+              if "minidl" in frame.filename and not Path(frame.filename).stem.startswith("backend")]
     return f"fit, in {frames[-1].name} of {Path(frames[-1].filename).stem}" if frames else "fit"
 
 
@@ -88,15 +90,16 @@ def fitting(run: Run, loss: Callable[[Any, Array, Array], Any], given: Callable[
     if memory is None:
         return None
     room = SPARE * (memory.room + shares["parameters"])         # which a step of a copy of the model counts, too
-    try:
-        step = measured(run, loss, given, count)
-    except (MemoryError, MinidlError):
-        before = found.memory or memory
-        rest = sum(shares.values())
-        each = max(before.used + found.asked - rest, 1) / count         # and it would have become more
-        step = None
-    most = step.most(room) if step is not None else int(max(room - shares["gradients"], 0) / each)
-    return min(most, count - 1)
+    size = count // 2
+    while size >= 2:
+        try:
+            return min(measured(run, loss, given, size).most(room), count - 1)
+        except (MemoryError, MinidlError):                      # nor would so many
+            size //= 4
+    if not found.kept or found.memory is None:
+        return None
+    each = (found.memory.used + found.asked - sum(shares.values())) / count
+    return max(int((memory.room - shares["parameters"]) / each / PASSES), 0)
 
 
 def measured(run: Run, loss: Callable[[Any, Array, Array], Any], given: Callable[[Array], Array], count: int) -> Footprint:

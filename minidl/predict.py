@@ -44,8 +44,8 @@ def predict(model: Module, config: dict[str, Any], images: np.ndarray) -> np.nda
     """Probabilities (N, classes) of images (N, C, H, W) with numbers in [0, 1]."""
     if config["normalise"] is not None:
         images = Normalise(**config["normalise"]).apply(images, None)
-    outputs = model(to_model(model, images))
-    return backend.to_numpy(F.softmax(getattr(outputs, "data", outputs), axis=1))
+    outputs = model(to_model(model, images, config["options"].get("dtype")))
+    return backend.to_numpy(F.softmax(backend.wide(getattr(outputs, "data", outputs)), axis=1))
 
 
 def main(

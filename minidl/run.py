@@ -13,10 +13,11 @@ from typing import Any
 from minidl import backend
 from minidl.backend import Array
 from minidl.data import Loader
+from minidl.data.device import Feed
 from minidl.errors import CheckpointError
 from minidl.nn import Module
 from minidl.nn.streams import generators, plain
-from minidl.optim import Optimizer
+from minidl.optim import LossScale, Optimizer
 from minidl.parallel.alone import Alone, Facts
 from minidl.profiler import PHASES, clock, settled
 
@@ -47,10 +48,13 @@ class Run:
     stop: bool = False                  # this process wants it to end
     stopped: bool = False               # all ranks have agreed to
     team: Alone = field(default_factory=Alone)                      # the processes that train the model
+    dtype: Any = None                   # of what goes into the model; None: as it comes
+    scaling: LossScale | None = None    # what the loss is multiplied by, if it is
     owed: dict[str, Array] = field(default_factory=dict)            # what the exchange of a checkpoint had left out, to be sent later
 
     def __post_init__(self) -> None:
         self.read = self._clocks()                                  # what the clocks showed when they were last read
+        self.feed = Feed(device_of(self.model))                     # where minibatches come from
 
     @property
     def finished(self) -> bool:
@@ -95,6 +99,7 @@ class Run:
             "run": {name: getattr(self, name) for name in NUMBERS},
             "optimizer": {name: x for name, x in optimizer.items() if not backend.is_array(x)},
             "loader": order(self.loader),
+            "scaling": None if self.scaling is None else self.scaling.state(),
             "generators": {path: plain(generator.bit_generator.state) for path, generator in generators(self.model)},
         }
 
@@ -111,6 +116,8 @@ class Run:
         for path, generator in generators(self.model):
             if path in rest["generators"]:
                 generator.bit_generator.state = rest["generators"][path]
+        if self.scaling is not None and rest.get("scaling") is not None:        # which may not have been there, or another dtype's
+            self.scaling.load_state(rest["scaling"])
         self.owed = part(arrays, "exchange.")
         numbers = {"phases": {}, "hidden": {}} | rest["run"]    # which are not in the checkpoints of older versions, or were others
         for name in NUMBERS:
@@ -128,3 +135,9 @@ def order(loader: Loader) -> dict[str, Any]:
     """What decides which examples form a minibatch."""
     return {"examples": len(loader.data), "batch_size": loader.batch_size, "shuffle": loader.shuffle, "seed": loader.seed,
             "drop_last": loader.drop_last}
+
+
+def device_of(model: Module) -> str:
+    """The device of a model's parameters; the CPU if it has none."""
+    first = next(model.named_parameters(), None)
+    return "cpu" if first is None else first[1].device

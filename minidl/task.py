@@ -22,20 +22,23 @@ from minidl import backend, data, models, optim, parallel
 from minidl.data import Dataset, Loader, Normalise
 from minidl.data.catalogue import CLASSES
 from minidl.data.images import border
-from minidl.errors import ConfigError, nearest
+from minidl.errors import ArgumentError, ConfigError, nearest
 from minidl.loop import Objective, classification, reconstruction
 from minidl.nn import BatchNorm, Module
 from minidl.optim.kfac.statistics import FISHERS
+from minidl.optim.scaling import loss_scale_for
 from minidl.parallel import mpi
 from minidl.parallel.codecs import codec
 from minidl.parallel.elastic import Elastic
 from minidl.parallel.team import OVERLAPS
+from minidl.shortage import size_of
 
 LEARNING_RATES = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001, "kfac": 0.03}
 MOMENTUM = ("sgd", "kfac")              # those that have it
 KFAC = {"damping": 0.1, "kl_clip": 0.001, "fisher": "sampled", "factor_interval": 10, "inverse_interval": 10}
 LARGE, RARELY = 500, 100                # where a factor has more rows than these, it is inverted every so many steps: that costs most
 HUGE, BRIEF = 2000, 2                   # with more rows than these, steps at first in which all is renewed: each takes seconds
+DTYPES = ("float32", "float16", "bfloat16")
 SCHEDULES = ("constant", "step", "cosine", "polynomial")
 AUGMENTATIONS = {"none": "", "shift": "shifted by up to 1 pixel", "crop-flip": "cropped after 4 pixels of padding, and flipped"}
 USUAL_EPOCHS = {"digits": 100}         # they are few and small; 10 for anything else
@@ -46,8 +49,9 @@ LEAST = {"epochs": 0, "batch_size": 1, "accumulate": 1, "momentum": 0, "weight_d
          "seed": 0, "profile_steps": 1, "checkpoint_every": 1, "keep": 1, "spares": 0, "chunk_size": 1,
          "damping": 0, "factor_interval": 1, "inverse_interval": 1}
 # what a test has no use for
-TRAINING = ("epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum", "weight_decay", "schedule", "warm_up", "clip", "augment",
-            "seed", "out", "checkpoint_every", "keep", *KFAC, *(name for name in EXCHANGE if name not in ("exchange", "log_dir")))
+TRAINING = ("epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum", "weight_decay", "schedule", "warm_up", "clip",
+            "loss_scale", "capture", "augment", "seed", "out", "checkpoint_every", "keep", *KFAC,
+            *(name for name in EXCHANGE if name not in ("exchange", "log_dir")))
 OF_THE_COMMAND = ("config", "resume", "out", "eval_only", "typed", "filed", "elastic", "spares", "log_dir", "profile",
                   "profile_steps")      # not for a resumed run
 
@@ -75,6 +79,8 @@ def settle(options: SimpleNamespace, processes: int | None = None) -> Plan:
         known("model", options.model, models.names(), "; or give one of your own as package.module:function")
     known("optimizer", options.optimizer, LEARNING_RATES)
     known("schedule", options.schedule, SCHEDULES)
+    known("dtype", options.dtype, DTYPES)
+    backend.dtype_named(options.dtype)                                  # its package may be missing
     known("augment", options.augment, ["usual", *AUGMENTATIONS])
     if options.fisher is not None:
         known("fisher", options.fisher, FISHERS)
@@ -110,7 +116,63 @@ def settle(options: SimpleNamespace, processes: int | None = None) -> Plan:
     if options.augment == "usual":
         options.augment = USUAL_AUGMENTATION.get(options.data, "none")
     options.device = backend.named_device(options.device)
+    notes += settle_memory(options)
+    notes += settle_precision(options)
+    if options.capture:
+        check_capture(options, processes)
     return notes
+
+
+def check_capture(options: SimpleNamespace, processes: int | None) -> None:
+    """ConfigError for options with which a step cannot be recorded."""
+    why = ("graphs are recorded on a GPU: give --device cuda:0" if options.device == "cpu" else
+           "kfac decides on the host what a step does" if options.optimizer == "kfac" else
+           "what several processes exchange goes by the host" if processes is not None else "")
+    if why:
+        raise ConfigError(f"--capture: {why}", hint="Leave it out.")
+
+
+def settle_precision(options: SimpleNamespace) -> Plan:
+    """The same for the options of how numbers are stored and multiplied."""
+    notes: Plan = []
+    if options.dtype == "float32":
+        notes += unused(options, ["loss_scale"], "gradients of float32 do not vanish; it is for --dtype float16")
+        options.loss_scale = None
+    else:
+        options.loss_scale = number_or_word("loss_scale", options.loss_scale, "dynamic")
+    if backend.library_named(options.device).kernels != "cuda":
+        notes += unused(options, ["tf32"], f"{options.device} has no tensor cores")
+        options.tf32 = False
+    elif options.dtype != "float32":
+        notes += unused(options, ["tf32"], f"{options.dtype} is multiplied by tensor cores anyway")
+        options.tf32 = False
+    return notes
+
+
+def precision(options: SimpleNamespace) -> Plan:
+    """How numbers are stored, in words; nothing where it is as usual."""
+    if options.dtype == "float32":
+        return [("precision", "factors of products rounded to TF32")] if options.tf32 else []
+    scaling = loss_scale_for(options.dtype, options.loss_scale)
+    how = "dynamically" if scaling is None or scaling.dynamic else f"by {scaling.scale:g}"
+    scaled = "" if scaling is None or options.eval_only else f", loss scaled {how}"
+    return [("precision", f"{options.dtype}, weights float32{scaled}")]
+
+
+def settle_memory(options: SimpleNamespace) -> Plan:
+    """Set the limit of the device's memory, before anything is brought there."""
+    if options.memory_limit is None:
+        return []
+    found = backend.memory(options.device)
+    if found is None:
+        notes = unused(options, ["memory_limit"], f"the memory of {options.device} has no limit of minidl's")
+        options.memory_limit = None
+        return notes
+    try:
+        backend.limit_memory(options.device, size_of(options.memory_limit, found.total))
+    except ArgumentError as error:
+        raise ConfigError(f"--memory-limit: {error}") from None
+    return []
 
 
 def settle_exchange(options: SimpleNamespace, processes: int | None) -> Plan:
@@ -202,6 +264,19 @@ def count_or_word(name: str, value: str | None, word: str) -> int | str | None:
         return int(value)
     except ValueError:
         raise ConfigError(f"{flag(name)} {value} is not known{nearest(value, [word])}", hint=f"Give a whole number, or {word}.") from None
+
+
+def number_or_word(name: str, value: str | float | None, word: str) -> float | str | None:
+    """The value of an option that is a number above 0 or a word. ConfigError if it is neither."""
+    if value is None or value == word:
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        raise ConfigError(f"{flag(name)} {value} is not known{nearest(str(value), [word])}", hint=f"Give a number, or {word}.") from None
+    if not 0 < number < math.inf:
+        raise ConfigError(f"{flag(name)} is {value}, and must be a finite number above 0, or {word}")
+    return number
 
 
 def unused(options: SimpleNamespace, names: Iterable[str], why: str) -> Plan:

@@ -27,7 +27,7 @@ import minidl
 from minidl import data, kernels, parallel, pool, report
 from minidl.announce import announced
 from minidl.checkpoint import Checkpoints, load
-from minidl.config import CountOrWord, gather
+from minidl.config import CountOrWord, NumberOrWord, gather
 from minidl.data.catalogue import CLASSES
 from minidl.display import Display, errors_told, memory_told, number, percent, tell
 from minidl.errors import CheckpointError, NumericsError
@@ -38,7 +38,7 @@ from minidl.parallel import ending, mpi
 from minidl.parallel.quiet import quiet
 from minidl.record import Record, claimed, command, new_folder, read_config
 from minidl.run import Run, part
-from minidl.task import Task, make_optimizer, make_task, make_team, settle, spelled
+from minidl.task import Task, make_optimizer, make_task, make_team, precision, settle, spelled
 
 MOST = 16               # threads that are used without being asked for: the work of a step has about so many pieces
 
@@ -73,12 +73,14 @@ def train(options: SimpleNamespace, ranks: Ranks) -> int:
     task = make_task(options, config)
     with at_work(options.threads) as count, np.errstate(over="ignore", invalid="ignore", divide="ignore"):      # the loss is watched
         threads = f", {count} thread{'s' * (count != 1)}" + (" a process" if ranks.world is not None else "")
-        task.plan.append(("device", options.device + (threads if options.device == "cpu" else "")))
+        limit = f", {options.memory_limit} of its memory" if options.memory_limit is not None else ""
+        task.plan += [("device", options.device + (threads if options.device == "cpu" else limit)), *precision(options)]
         if options.device == "cpu" and not kernels.compiled():
             notes.append(("kernels", "the reference in NumPy; several times faster with pip install 'minidl[fast]'"))
             warnings.filterwarnings("ignore", "minidl would be several times faster")       # it has just been said
         task.notes += notes
-        return only_test(options, task, ranks) if options.eval_only else run(options, task, config, ranks)
+        with kernels.allow_tf32(options.tf32):
+            return only_test(options, task, ranks) if options.eval_only else run(options, task, config, ranks)
 
 
 def fetched(options: SimpleNamespace) -> bytes:
@@ -108,7 +110,7 @@ def only_test(options: SimpleNamespace, task: Task, ranks: Ranks) -> int:
     display = Display([*task.plan, *processes, ("weights", str(file)), *task.notes])
     display.show_plan()
     team = None if ranks.world is None else parallel.Team(ranks.world)
-    loss, accuracy = evaluate(task.model, task.tests, task.objective, team)
+    loss, accuracy = evaluate(task.model, task.tests, task.objective, team, dtype=options.dtype)
     display.say(f"test loss {number(loss)}" + ("" if accuracy is None else f", accuracy {percent(accuracy)}"))
     return 0
 
@@ -141,7 +143,8 @@ def run(options: SimpleNamespace, task: Task, config: dict[str, Any] | None, ran
                     task.model.load_state_dict(weights_of(options.weights)[1])
                 task.plan += [*announced(options, optimizer, task, folder, found, ranks.world), *task.notes]
                 fit(task.model, task.loader, task.tests, optimizer, options.epochs, [signals, lead, *measures], objective=task.objective,
-                    accumulate=options.accumulate, clip=options.clip, resume=found and (found.arrays, found.rest), team=team)
+                    accumulate=options.accumulate, clip=options.clip, capture=options.capture, dtype=options.dtype,
+                    loss_scale=options.loss_scale, resume=found and (found.arrays, found.rest), team=team)
         except BaseException as error:
             display.stop()
             if new and ranks.first and not (signals.begun and signals.run.step):
@@ -315,8 +318,17 @@ def main(
     warm_up: Annotated[int, typer.Option(metavar="STEPS", help="Steps in which the learning rate rises first.")] = 0,
     clip: Annotated[float | None, typer.Option(metavar="NORM", help="The largest norm that the gradient may have.")] = None,
     label_smoothing: Annotated[float, typer.Option(help="The part of a label that is spread over all classes.")] = 0.1,
+    dtype: Annotated[str, typer.Option(metavar="NAME", help="What activations are stored in: float32, or float16, bfloat16 beside float32 "
+                                       "weights.")] = "float32",
+    loss_scale: Annotated[NumberOrWord | None, typer.Option(parser=NumberOrWord, metavar="SCALE", help="What the loss is multiplied by, so "
+                                                            "that gradients of 16 bits do not vanish: dynamic, or a number.  [default: "
+                                                            "dynamic for float16, else 1]")] = None,
+    tf32: Annotated[bool, typer.Option("--tf32", help="On a GPU, round the factors of float32 products to TF32: faster.")] = False,
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda:0, ...")] = "cpu",
+    memory_limit: Annotated[str | None, typer.Option(metavar="SIZE", help="Of a GPU's memory: 8GiB, 500MB, 50%.  [default: all]")] = None,
     threads: Annotated[int | None, typer.Option(metavar="N", help="Threads that kernels work on.  [default: one a core]")] = None,
+    capture: Annotated[bool, typer.Option("--capture", help="On a GPU, record training steps once and replay them: small networks gain.")]
+    = False,
     exchange: Annotated[str | None, typer.Option(metavar="NAME", help="Of many processes (minidl.launch, or mpiexec): allreduce or "
                                                  "master-worker.  [default: allreduce]")] = None,
     overlap: Annotated[str | None, typer.Option(metavar="NAME", help="What goes on during the exchange: none (nothing), backward (that "

@@ -12,10 +12,10 @@ import minidl
 ROOT = Path(minidl.__file__).parent
 
 # From the top down. A name is a file or a folder of minidl/; a file may import from its own folder and from the lines above it.
-FLOORS = ["errors", "names", "library", "backend_cupy", "backend", "memory", "pool", "profiler", "kernels", "watchers", "tensor", "modes",
-          "plan", "graph", "walk", "profiling", "autograd", "functions", "nn", "curvature", "models", "data", "optim", "parallel",
-          "checkpoint", "pictures", "testing", "exercises", "run", "loop", "measure", "record", "display", "report", "config", "task",
-          "announce", "lead", "train", "predict", "launch"]
+FLOORS = ["errors", "names", "library", "backend_cupy", "backend", "shortage", "recording", "memory", "pool", "profiler", "kernels",
+          "watchers", "tensor", "modes", "plan", "graph", "walk", "profiling", "autograd", "functions", "nn", "curvature", "models",
+          "data", "optim", "parallel", "checkpoint", "pictures", "testing", "exercises", "run", "held", "capture", "loop", "measure",
+          "record", "display", "report", "config", "task", "announce", "lead", "train", "predict", "launch"]
 COMMANDS = ("train", "predict", "launch")
 
 
