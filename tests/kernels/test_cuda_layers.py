@@ -3,11 +3,11 @@ what is called beside the twins, and what is asked for amiss."""
 
 import numpy as np
 import pytest
+from test_cuda import every_device
 
 from minidl import backend
 from minidl.kernels import Window, reference, reference_layers
 from minidl.kernels.cuda import TWINS, elementwise, layer_norm, normalization, source
-from test_cuda import every_device
 
 pytestmark = every_device
 SHAPES = [(1, 1, 1, 2), (33, 7), (1023, 40), (5, 4, 7, 7), (3, 5, 8, 8), (4, 1, 64, 65), (7, 3, 16), (64, 33, 3, 3), (600, 3)]
@@ -126,8 +126,8 @@ def test_a_label_that_is_no_class_gives_nan(label, device):
     np.testing.assert_array_equal(np.isnan(gx), [[row == 1] * 5 for row in range(3)])
 
 
-@pytest.mark.parametrize("window", [Window((17, 16), (3, 2), (8, 8)), Window((3, 3), (2, 2), (1, 1), (2, 2)), Window((5, 4), (1, 2), (2, 2))],
-                         ids=["more than 256", "gaps", "overlapping"])
+@pytest.mark.parametrize("window", [Window((17, 16), (3, 2), (8, 8)), Window((3, 3), (2, 2), (1, 1), (2, 2)),
+                                    Window((5, 4), (1, 2), (2, 2))], ids=["more than 256", "gaps", "overlapping"])
 @pytest.mark.parametrize("size", [(12, 16), (13, 15)], ids=str)
 def test_pooling_with_other_windows(size, window, device):
     x = np.round(numbers(2, 3, *size))

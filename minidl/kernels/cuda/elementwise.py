@@ -74,7 +74,7 @@ def dropout_gradient(gy: Array, mask: Array, scale: float) -> Any:
 def cast(x: Array, dtype: Any) -> Any:
     """x in another float type, rounded to the nearest: a new array."""
     x, y = source.dense(x), backend.of(x).empty(x.shape, dtype)
-    if not takes(x) or str(y.dtype) not in source.NUMBERS:
+    if not takes(x) or not source.taken(y.dtype):
         return NotImplemented
     _launch(x, "cast", x, x.size, y, B=source.NUMBERS[str(y.dtype)])
     return y
@@ -82,7 +82,7 @@ def cast(x: Array, dtype: Any) -> Any:
 
 def takes(x: Array, *others: Array) -> bool:
     """Whether the kernels take x: contiguous floats, and some; and others of its shape and dtype, which may be strided."""
-    return bool(x.size) and str(x.dtype) in source.NUMBERS and x.flags.c_contiguous and all(
+    return x.size > 0 and source.taken(x.dtype) and x.flags.c_contiguous and all(
         other.shape == x.shape and other.dtype == x.dtype for other in others)
 
 

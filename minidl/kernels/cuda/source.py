@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 NUMBERS = {"float16": "half_t", "bfloat16": "bfloat_t", "float32": "float", "float64": "double"}     # how numbers lie in memory
 INCLUDE = re.compile(r'^#include "([^"]+)"$', re.MULTILINE)
 OPTIONS = ("--std=c++17",)
+NULL = np.uint64(0)         # a pointer
 FAR = 2**31 - 2**24         # from this many numbers on, places are counted in 64 bits (below, a last block may look a little beyond)
 
 
@@ -31,20 +32,25 @@ def launch(x: Array, file: str, name: str, blocks: int | tuple[int, ...], thread
     scalars as they are. shared: bytes of dynamic shared memory. far: whether I, which counts places, is 64 bits wide.
     types: further macros. T, the type of x's numbers, and A, in which they are computed, are given to every file.
     """
-    dtype = str(x.dtype)
-    macros = {"T": NUMBERS[dtype], "A": "double" if dtype == "float64" else "float", "I": "long long" if far else "int"} | types
-    kernel = function(backend.of(x), backend.device_of(x), file, name, tuple(sorted(macros.items())))
-    number, place = (np.float64 if dtype == "float64" else np.float32), (np.int64 if far else np.int32)
-    kernel(tuple(blocks) if isinstance(blocks, tuple) else (blocks,), tuple(threads) if isinstance(threads, tuple) else (threads,),
-           tuple(_argument(arg, number, place) for arg in args), shared_mem=shared)
+    kernel, number, place = compiled(backend.of(x), backend.device_of(x), file, name, x.dtype, far, tuple(types.items()))
+    kernel(blocks if isinstance(blocks, tuple) else (blocks,), threads if isinstance(threads, tuple) else (threads,),
+           tuple([_argument(arg, number, place) for arg in args]), shared_mem=shared)
 
 
 def _argument(arg: Any, number: Any, place: Any) -> Any:
-    if isinstance(arg, bool | int):
+    if isinstance(arg, int):
         return place(arg)
     if isinstance(arg, float):
         return number(arg)
-    return np.uint64(0) if arg is None else arg
+    return NULL if arg is None else arg
+
+
+@functools.cache
+def compiled(xp: Any, device: str, file: str, name: str, dtype: np.dtype, far: bool, types: tuple[tuple[str, str], ...]) -> Any:
+    """A kernel for the types of a call, and in which types numbers and places are given to it; kept, as a launch is to take no time."""
+    own = {"T": NUMBERS[str(dtype)], "A": "double" if dtype == np.float64 else "float", "I": "long long" if far else "int"}
+    kernel = function(xp, device, file, name, tuple(sorted((own | dict(types)).items())))
+    return kernel, np.float64 if dtype == np.float64 else np.float32, np.int64 if far else np.int32
 
 
 @functools.cache
@@ -56,15 +62,16 @@ def function(xp: Any, device: str, file: str, name: str, macros: tuple[tuple[str
 @functools.cache
 def module(xp: Any, device: str, file: str, macros: tuple[tuple[str, str], ...]) -> Any:
     """A compiled file."""
-    return xp.RawModule(code=text(file), options=(*OPTIONS, *(f"-D{name}={value}" for name, value in macros)))
+    return xp.RawModule(code=text(file, macros), options=OPTIONS)
+
+
+def text(file: str, macros: tuple[tuple[str, str], ...]) -> str:
+    """A CUDA file, after its macros and what all files share, with the files that it includes by name in their places."""
+    # not as options -D: the compiler reads headers of its own first, in which T is a name like any other
+    return "".join(f"#define {name} {value}\n" for name, value in macros) + _file("common.cuh") + _file(f"{file}.cu")
 
 
 @functools.cache
-def text(file: str) -> str:
-    """A CUDA file, after what all of them share, with the files that it includes by name in their places."""
-    return _file("common.cuh") + _file(f"{file}.cu")
-
-
 def _file(name: str) -> str:
     """One file of this folder; messages of the compiler name it, and the line in it."""
     lines = (HERE / name).read_text()
@@ -74,9 +81,15 @@ def _file(name: str) -> str:
     return f'#line 1 "{name}"\n' + INCLUDE.sub(included, lines)
 
 
+@functools.cache
+def taken(dtype: np.dtype) -> bool:
+    """Whether the kernels have numbers of a dtype."""
+    return str(dtype) in NUMBERS
+
+
 def computed_in(x: Array) -> str:
     """The dtype in which numbers of x's are computed and summed: what A stands for."""
-    return "float64" if x.dtype == np.float64 else "float32"
+    return "float64" if x.dtype.char == "d" else "float32"
 
 
 def dense(x: Array) -> Array:
