@@ -1,4 +1,4 @@
-"""Which kernels may run, as whoever calls says: to compare, to learn, or for the last bit of accuracy."""
+"""Which kernels may run, and how far they may round, as whoever calls says: to compare, to learn, or for the last bit of accuracy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from minidl.errors import ArgumentError
 
 _allowed: ContextVar[str] = ContextVar("kernels", default="fastest")
+_tf32: ContextVar[bool] = ContextVar("tf32", default=False)
 
 
 @contextmanager
@@ -39,3 +40,27 @@ def twins_allowed() -> bool:
 def winograd_allowed() -> bool:
     """Whether a convolution may take Winograd's algorithm without being asked to."""
     return _allowed.get() == "fastest"
+
+
+@contextmanager
+def allow_tf32(allowed: bool = True) -> Iterator[None]:
+    """Inside a `with` block products and convolutions of float32 arrays on a GPU may round their factors to TF32; outside they do not.
+
+    A TF32 number has float32's range and 10 bits of its fraction instead of 23: a product's relative error is some 5e-4 where
+    float32's is 6e-8. Sums stay in float32. Tensor cores then do what the other units would, several times faster. On a CPU, and for
+    other dtypes, nothing changes. NVIDIA A100 Tensor Core GPU Architecture, 2020.
+
+    >>> with allow_tf32():
+    ...     tf32_allowed()
+    True
+    """
+    token = _tf32.set(allowed)
+    try:
+        yield
+    finally:
+        _tf32.reset(token)
+
+
+def tf32_allowed() -> bool:
+    """Whether factors of float32 may be rounded to TF32 on a GPU."""
+    return _tf32.get()

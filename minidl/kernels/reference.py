@@ -22,8 +22,9 @@ from minidl.kernels.window import Pair, Window
 
 PIECE = 2**18           # numbers in a piece of columns: 1 MB in float32
 
-# How a convolution can be computed. The first two are here, for every array; the others are compiled, and not for every shape.
-ALGORITHMS = ("im2col", "fft", "direct", "winograd")
+# How a convolution can be computed. The first two are here, for every array; the others are compiled, the next two for the CPU and the
+# last for GPUs, and not for every shape.
+ALGORITHMS = ("im2col", "fft", "direct", "winograd", "implicit")
 
 
 # Convolution
@@ -165,6 +166,9 @@ def conv2d_patch_moments(x: Array, window: Window, groups: int = 1, bias: bool =
 
 def by_fourier(algorithm: str | None) -> bool:
     """Whether this algorithm is the one by Fourier transforms. ArgumentError for one that the reference does not know."""
+    if algorithm == "implicit":
+        raise ArgumentError("convolution: algorithm 'implicit' needs the kernels for GPUs: float arrays on a CUDA device",
+                            hint='Leave algorithm out, or use "im2col" or "fft", which every array has.')
     if algorithm in ("direct", "winograd"):
         raise ArgumentError(f"convolution: algorithm {algorithm!r} needs the compiled kernels: float32 arrays on a CPU and Numba "
                             '(pip install "minidl[fast]")', hint='Leave algorithm out, or use "im2col" or "fft", which every array has.')

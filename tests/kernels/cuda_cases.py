@@ -71,12 +71,12 @@ case("adam_update", draws.adam_update, units=20, writes=(0, 2, 3))
 
 
 def convolutions(kernel: str, draw: Callable, **options: Any) -> None:
-    """Enter a convolution by every algorithm. One that adds the bias in a launch of its own rounds twice: 16 bits are tested elsewhere."""
+    """Enter a convolution by every algorithm. One that adds the bias in a launch of its own rounds twice: see test_cuda_convolution.py."""
     for algorithm in (None, "im2col", "implicit"):
         rounds_once = algorithm == "implicit" or kernel == "conv2d_weights"
         case(kernel, draw, name=f"{kernel} {algorithm or 'as it chooses'}", twin=lambda twin, *args, a=algorithm: twin(*args[:-1], a),
-             reference=lambda *args: getattr(kernels, kernel).__wrapped__(*args[:-1]), units=60,
-             dtypes=Case.dtypes if rounds_once else Case.dtypes[:2], **options)
+             reference=lambda *args: getattr(kernels, kernel).__wrapped__(*args[:-1]), units=60, examples=6,
+             dtypes=("float32", "float16") if rounds_once else ("float32",), **options)
 
 
 convolutions("conv2d", draws.conv2d, beside=(1, 4), product=True)

@@ -1,0 +1,91 @@
+"""Convolution without columns in memory, on a GPU: how implicit.cu is launched.
+
+Tensor cores multiply 16-bit arrays, and float32 rounded to TF32 where that is allowed; float32 and float64 are multiplied as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from minidl import backend
+from minidl.backend import Array
+from minidl.kernels.choice import tf32_allowed
+from minidl.kernels.cuda import source
+from minidl.kernels.cuda.elementwise import KINDS
+from minidl.kernels.cuda.im2col import geometry, summed_in
+from minidl.kernels.window import Pair, Window
+
+FORWARD, INPUT, WEIGHTS = range(3)
+COLUMNS, THREADS = 128, 256
+BLOCKS = 264                        # that a large GPU does at a time: sums are cut until there are so many. Fixed: so are then the bits
+PARTS = 2**24                       # numbers of all the parts of a cut sum together
+SHORTEST = 8                        # steps of a part
+
+
+def conv2d(x: Array, w: Array, window: Window, groups: int = 1, b: Array | None = None, activation: str | None = None) -> Array:
+    """See reference.conv2d. x and w are contiguous."""
+    y = backend.of(x).empty((len(x), len(w), *window.out(x.shape[2:])), x.dtype)
+    launch(FORWARD, w, x, y, window, groups, y.shape[2:], b, activation)
+    return y
+
+
+def conv2d_input(gy: Array, w: Array, size: Pair, window: Window, groups: int = 1, b: Array | None = None) -> Array:
+    """See reference.conv2d_input. gy and w are contiguous."""
+    gx = backend.of(gy).empty((len(gy), w.shape[1] * groups, *size), gy.dtype)
+    launch(INPUT, w, gy, gx, window, groups, size, b)
+    return gx
+
+
+def conv2d_weights(x: Array, gy: Array, window: Window, groups: int = 1) -> Array:
+    """See reference.conv2d_weights; float32 for 16-bit arrays. x and gy are contiguous."""
+    gw = backend.of(x).empty((gy.shape[1], x.shape[1] // groups, *window.kernel), summed_in(x))
+    launch(WEIGHTS, gy, x, gw, window, groups, gy.shape[2:])
+    return gw
+
+
+def launch(way: int, factor: Array, image: Array, y: Array, window: Window, groups: int, positions: Pair, b: Array | None = None,
+           activation: str | None = None) -> None:
+    """y from the factor that is read as it lies and the image whose patches are. positions: what implicit.cu calls down and across."""
+    n, channels, places = len(image), image.shape[1] // groups, math.prod(window.kernel)
+    rows = (y.shape[0] if way == WEIGHTS else y.shape[1]) // groups
+    strides = window.stride if way == INPUT else (1, 1)
+    classes, seen = math.prod(strides), n * math.prod(-(-length // stride) for length, stride in zip(positions, strides))
+    columns, depth = (channels * places, seen) if way == WEIGHTS else (seen, channels * -(-places // classes))
+    tall = height(rows)
+    tiles = -(-rows // tall) * -(-columns // COLUMNS)
+    splits = parts_of(tiles * classes * groups, -(-depth // (64 // image.itemsize)), y.size)
+    parts = backend.of(y).empty((splits, *y.shape), summed_in(image)) if splits > 1 else None
+    period = [stride // math.gcd(stride, dilation) for stride, dilation in zip(window.stride, window.dilation)]
+    kind, pairs, far = KINDS[activation], in_pairs(way, factor, image), source.far(factor, image, y)
+    types: dict[str, Any] = {"WAY": str(way), "ROWS": str(tall), "TENSOR": str(int(on_tensor_cores(image))),
+                             "M": source.NUMBERS[str(factor.dtype)], "Y": source.NUMBERS[str(y.dtype)],
+                             "B": source.NUMBERS[summed_in(y) if b is None else str(b.dtype)]}
+    source.launch(image, "implicit", "implicit", (tiles, classes, groups * splits), THREADS, factor, image, y, parts, b, kind, pairs,
+                  splits, y.size, n, groups, rows, channels, *image.shape[2:], *positions, *geometry(window), *period, far=far, **types)
+    if parts is not None:
+        inner, count = (1, 1) if way == WEIGHTS else (math.prod(y.shape[2:]), y.shape[1])
+        source.launch(image, "implicit", "finish", -(-y.size // THREADS), THREADS, parts, splits, y.size, b, inner, count, kind, y,
+                      far=far, **types)
+
+
+def height(rows: int) -> int:
+    """The rows of a tile: few are less efficient, many that are not needed too."""
+    return min((128, 64, 32), key=lambda tall: -(-rows // tall) * tall * {128: 1.0, 64: 1.2, 32: 1.6}[tall])
+
+
+def parts_of(tiles: int, steps: int, size: int) -> int:
+    """Into how many parts the sums are cut, so that there is enough to do at a time."""
+    return max(1, min(BLOCKS // tiles, steps // SHORTEST, PARTS // size))
+
+
+def on_tensor_cores(x: Array) -> bool:
+    """Whether tensor cores may multiply numbers of x."""
+    return x.itemsize == 2 or (x.itemsize == 4 and tf32_allowed())
+
+
+def in_pairs(way: int, factor: Array, image: Array) -> bool:
+    """Whether neighbouring terms of a sum, of which two make a word, can be read together from the factor."""
+    if image.itemsize != 2 or way == INPUT or factor.data.ptr % (2 * factor.itemsize):
+        return False
+    return math.prod(factor.shape[1:] if way == FORWARD else factor.shape[2:]) % 2 == 0
