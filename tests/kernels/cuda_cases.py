@@ -68,6 +68,18 @@ case("softmax_cross_entropy_gradient", draws.softmax_cross_entropy_gradient, apa
 case("sgd_update", draws.sgd_update, writes=(0, 2))
 case("sgd_update", draws.plain_sgd_update, name="sgd_update without velocity", writes=(0,))
 case("adam_update", draws.adam_update, units=20, writes=(0, 2, 3))
+case("sgd_update_many", draws.sgd_updates, writes=(0,), twin=lambda twin, calls: twin(calls, lambda: calls),
+     reference=lambda calls: [kernels.sgd_update.__wrapped__(*call) for call in calls])
+case("adam_update_many", draws.adam_updates, units=20, writes=(0,), twin=lambda twin, calls: twin(calls, lambda: calls),
+     reference=lambda calls: [kernels.adam_update.__wrapped__(*call) for call in calls])
+case("clip_many", draws.clip_many, units=20, writes=(0,), spoilt=False)
+case("clip_many", draws.clip_many, name="clip_many's numbers", units=20, dtypes=("float64", "float32"),
+     twin=lambda twin, gradients, most: twin(gradients, most).astype(gradients[0].dtype))
+case("unscale_many", draws.unscale_many, writes=(0,))
+case("unscale_many", draws.unscale_many, name="unscale_many's flag", dtypes=("float64", "float32"))
+case("running_statistics", draws.running_statistics, dtypes=("float64", "float32"))
+case("right_answers", draws.right_answers)
+case("scaled_sum", draws.scaled_sum, units=20)
 
 
 def convolutions(kernel: str, draw: Callable, **options: Any) -> None:
