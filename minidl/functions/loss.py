@@ -52,7 +52,7 @@ class Loss(Function):
         """Sum, mean, or each loss on its own."""
         self.shape = losses.shape
         self.scale = 1 / (losses.size or 1) if self.reduction == "mean" else 1.0
-        return losses if self.reduction == "none" else losses.sum() * self.scale
+        return losses if self.reduction == "none" else kernels.scaled_sum(losses, self.scale)
 
     def each(self, gy):
         """The gradient of every loss before the reduction."""

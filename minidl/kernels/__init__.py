@@ -44,6 +44,7 @@ adam_update_many = many(adam_update)
 clip_many = of_all(reference_updates.clip_many)
 unscale_many = of_all(reference_updates.unscale_many)
 running_statistics = twinned(reference_updates.running_statistics, rounded=2)
+scaled_sum = twinned(reference_layers.scaled_sum)
 right_answers = twinned(reference_layers.right_answers, rounded=0)
 windows = twinned(reference_images.windows)
 
@@ -52,6 +53,6 @@ __all__ = [
     "allow_tf32", "batch_norm", "batch_norm_gradient", "batch_norm_inference", "channel_sums", "clip_many", "col2im", "compiled",
     "conv2d", "conv2d_input", "conv2d_patch_moments", "conv2d_weights", "dropout", "dropout_gradient", "dropout_mask", "erf", "im2col",
     "in_pieces", "layer_norm", "layer_norm_gradient", "matmul", "max_pool2d", "max_pool2d_gather", "max_pool2d_scatter", "pair",
-    "right_answers", "running_statistics", "sgd_update", "sgd_update_many", "softmax_cross_entropy", "softmax_cross_entropy_gradient",
-    "sum_pool2d", "sum_pool2d_spread", "tf32_allowed", "unscale_many", "using", "windows",
+    "right_answers", "running_statistics", "scaled_sum", "sgd_update", "sgd_update_many", "softmax_cross_entropy",
+    "softmax_cross_entropy_gradient", "sum_pool2d", "sum_pool2d_spread", "tf32_allowed", "unscale_many", "using", "windows",
 ]

@@ -54,7 +54,8 @@ class LossScale:
     def unscale(self, parameters: Mapping[str, Tensor]) -> bool:
         """Divide the gradients of parameters by the scale; gives whether all numbers in them are finite.
 
-        In a step that is being recorded that is not known: where they are not, a replay changes nothing. A gradient of 16 bits, of a weight of 16 bits, becomes one of float32: it would vanish again.
+        In a step that is being recorded that is not known: where they are not, a replay changes nothing. A gradient of 16 bits, of a
+        weight of 16 bits, becomes one of float32: it would vanish again.
         """
         gradients = []
         for p in parameters.values():

@@ -74,9 +74,10 @@ case("adam_update_many", draws.adam_updates, units=20, writes=(0,), twin=lambda 
      reference=lambda calls: [kernels.adam_update.__wrapped__(*call) for call in calls])
 case("clip_many", draws.clip_many, units=20, writes=(0,), spoilt=False)
 case("clip_many", draws.clip_many, name="clip_many's numbers", units=20, dtypes=("float64", "float32"),
-     twin=lambda twin, gradients, most: twin(gradients, most).astype(gradients[0].dtype))
+     twin=lambda twin, gradients, most: twin([g.copy() for g in gradients], most).astype(gradients[0].dtype))
 case("unscale_many", draws.unscale_many, writes=(0,))
-case("unscale_many", draws.unscale_many, name="unscale_many's flag", dtypes=("float64", "float32"))
+case("unscale_many", draws.unscale_many, name="unscale_many's flag", dtypes=("float64", "float32"),
+     twin=lambda twin, gradients, factor: twin([g.copy() for g in gradients], factor))
 case("running_statistics", draws.running_statistics, dtypes=("float64", "float32"))
 case("right_answers", draws.right_answers)
 case("scaled_sum", draws.scaled_sum, units=20)

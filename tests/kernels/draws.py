@@ -311,3 +311,47 @@ def windows(draw):
     last = np.array((h, w)) + 2 * padding - size
     corners = draw.random.integers(0, last, (n, 2), endpoint=True)
     return draw.array(n, c, h, w, spoil=True), corners, size, padding, draw.choice(0.0, 0.25)
+
+
+def gradients(draw):
+    """Arrays of several sizes, of one piece of work and of more."""
+    return [draw.array(draw.choice(1, 5, 300, 4096, 4097, 9000), order="as it is", spoil=i == 1) for i in range(draw.integer(1, 5))]
+
+
+def beside(draw, g):
+    return draw.array(*g.shape, order="as it is")
+
+
+def sgd_updates(draw):
+    momentum, nesterov = draw.choice(0.0, 0.9), draw.choice(False, True)
+    return [[(beside(draw, g), g, beside(draw, g) if momentum else None, 0.1, momentum, nesterov and momentum > 0, draw.choice(0.0, 0.01))
+             for g in gradients(draw)]]
+
+
+def adam_updates(draw):
+    return [[(beside(draw, g), g, beside(draw, g), abs(beside(draw, g)), draw.integer(1, 50), 0.01, 0.9, 0.999, 1e-8, draw.choice(0.0, 0.1),
+              draw.choice(False, True)) for g in gradients(draw)]]
+
+
+def clip_many(draw):
+    return [gradients(draw), draw.choice(0.5, 1e4)]
+
+
+def unscale_many(draw):
+    return [gradients(draw), 2.0 ** -draw.integer(0, 4)]
+
+
+def running_statistics(draw):
+    channels = draw.size()
+    mean, var, x_mean, x_var = (draw.array(channels, order="as it is") for _ in range(4))
+    return [mean, abs(var), x_mean, abs(x_var), draw.choice(0.1, 1.0, 0.25), draw.integer(2, 100)]
+
+
+def right_answers(draw):
+    rows, classes = draw.choice(1, 7, 64, 100), draw.choice(1, 2, 10, 33, 100)
+    x = draw.array(rows, classes, spoil=True).round()           # with ties
+    return [x, draw.random.integers(0, classes, rows)]
+
+
+def scaled_sum(draw):
+    return [draw.array(draw.choice(1, 16, 1000, 5000)), draw.choice(1.0, 1 / 128)]

@@ -44,5 +44,5 @@ TWINS: dict[str, Callable[..., Any]] = {kernel.__name__: kernel for kernel in (
     layer_norm.layer_norm, layer_norm.layer_norm_gradient,
     cross_entropy.softmax_cross_entropy, cross_entropy.softmax_cross_entropy_gradient,
     updates.sgd_update, updates.sgd_update_many, updates.adam_update, updates.adam_update_many, updates.clip_many,
-    updates.unscale_many, updates.running_statistics, report.right_answers,
+    updates.unscale_many, updates.running_statistics, report.right_answers, report.scaled_sum,
     images.windows)}

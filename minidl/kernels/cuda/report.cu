@@ -36,6 +36,14 @@ extern "C" __global__ void right_answers(const T* x, const L* labels, I rows, I 
     if (threadIdx.x == 0) count[0] = right;
 }
 
+// The sum of all numbers, times a factor, by one block: every thread adds up its own, always the same ones
+extern "C" __global__ void scaled_sum(const T* x, I size, A factor, T* y) {
+    A sum = 0;
+    for (I i = threadIdx.x; i < size; i += blockDim.x) sum += get(x[i]);
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) y[0] = put<T>(sum * factor);
+}
+
 // A loss, which must be finite for the step to change anything, and the right answers beside it, at a place of the report
 extern "C" __global__ void tell(const T* loss, const long long* right, I place, double* report) {
     double value = get(loss[0]);
