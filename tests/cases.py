@@ -15,7 +15,7 @@ A FunctionCase says what is special about a function: which inputs to draw, the 
             return 1 / (1 + np.exp(-x))
 
 The base class makes of it, over several drawn examples, tests of the numbers, in float32 and float64, on arrays and on Tensors; of
-other memory orders; of the strict device; of the gradient, and of the gradient of the gradient. Example 0 is always the plainest, so
+other memory orders; of other devices; of the gradient, and of the gradient of the gradient. Example 0 is always the plainest, so
 the lowest number that fails says most. A LayerCase does the same for a Module.
 """
 
@@ -31,7 +31,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-import strict  # noqa: F401   makes the strict device known
+from devices import DEVICES, examples_on
 from minidl import backend
 from minidl.tensor import Tensor
 from minidl.testing import gradcheck, gradgradcheck
@@ -195,9 +195,7 @@ class FunctionCase:
             cls.test_second_gradient = cls.test_gradient_that_is_recorded = None
 
     def pytest_generate_tests(self, metafunc):
-        for name, values in (("example", range(self.examples)), ("dtype", self.dtypes), ("half", self.rounding)):
-            if name in metafunc.fixturenames:
-                metafunc.parametrize(name, values)
+        parametrize(metafunc, self.examples, dtype=self.dtypes, half=self.rounding)
 
     def test_value(self, example, dtype):
         inputs = self.drawn(example, dtype)
@@ -228,11 +226,11 @@ class FunctionCase:
             found = self.values_and_gradients([order(x) if isinstance(x, np.ndarray) else x for x in inputs])
             assert_close(found, wanted, self.tolerance[dtype], order.__name__)
 
-    def test_strict_device(self, example, dtype):
+    def test_device(self, example, dtype, device):
         inputs = self.drawn(example, dtype)
-        there = [backend.asarray(x, "strict:0") if isinstance(x, np.ndarray) else x for x in inputs]
+        there = [backend.asarray(x, device) if isinstance(x, np.ndarray) else x for x in inputs]
         for y in listed(self.forward(*there)):
-            assert backend.device_of(y) == "strict:0", f"strict arrays in, {type(y).__name__} out"
+            assert backend.device_of(y) == device, f"arrays on {device} in, {type(y).__name__} out"
         assert_close(self.values_and_gradients(there), self.values_and_gradients(inputs), self.tolerance[dtype])
 
     def test_gradient(self, example):
@@ -340,10 +338,7 @@ class LayerCase:
         """What the layer gives while it trains, in float64, by NumPy; None where the functions' tests say enough."""
 
     def pytest_generate_tests(self, metafunc):
-        for name, values in (("example", range(self.examples)), ("mode", ("train", "eval")), ("half", FunctionCase.rounding),
-                             ("weights", ("wide", "narrow"))):
-            if name in metafunc.fixturenames:
-                metafunc.parametrize(name, values)
+        parametrize(metafunc, self.examples, mode=("train", "eval"), half=FunctionCase.rounding, weights=("wide", "narrow"))
 
     def test_value(self, example):
         layer, inputs = self.drawn(example)
@@ -368,11 +363,11 @@ class LayerCase:
         for y in self.values_and_gradients(layer, inputs):
             assert y.dtype == np.float32 or y.dtype.kind != "f", f"float32 in, {y.dtype} out"
 
-    def test_strict_device(self, example, mode):
+    def test_device(self, example, mode, device):
         layer, inputs = self.drawn(example, mode=mode)
-        there = copy.deepcopy(layer).to("strict:0")
-        found = self.values_and_gradients(there, [backend.asarray(x, "strict:0") if isinstance(x, np.ndarray) else x for x in inputs])
-        assert {backend.device_of(y) for y in found} <= {"strict:0"}
+        there = copy.deepcopy(layer).to(device)
+        found = self.values_and_gradients(there, [backend.asarray(x, device) if isinstance(x, np.ndarray) else x for x in inputs])
+        assert {backend.device_of(y) for y in found} <= {device}
         assert_close(found, self.values_and_gradients(layer, inputs), self.tolerance["float64"])
         assert_close(list(there.state_dict().values()), list(layer.state_dict().values()), self.tolerance["float64"], "the state")
 
@@ -417,6 +412,18 @@ class LayerCase:
         sum((y * backward_seed(y)).sum() for y in results if y.requires_grad).backward()
         leaves = [x for x in inputs if isinstance(x, Tensor)] + layer.parameters()
         return [plain(y) for y in results] + [x.grad.data for x in leaves]
+
+
+def parametrize(metafunc, examples, **values):
+    """Let a test run for each example, on each device, and for each of the values that it asks for by name."""
+    named = metafunc.fixturenames
+    if "device" in named:
+        metafunc.parametrize(("device", "example"), [(device, i) for device in DEVICES for i in examples_on(device, examples)])
+    elif "example" in named:
+        metafunc.parametrize("example", range(examples))
+    for name, options in values.items():
+        if name in named:
+            metafunc.parametrize(name, options)
 
 
 @contextmanager

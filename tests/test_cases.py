@@ -60,7 +60,7 @@ def test_the_right_function_passes():
         case.test_value(0, dtype)
         case.test_tensors(0, dtype)
         case.test_memory_orders(0, dtype)
-        case.test_strict_device(0, dtype)
+        case.test_device(0, dtype, "strict:0")
     case.test_gradient(0)
     case.test_second_gradient(0)
     case.test_gradient_in_float32(0)
@@ -88,12 +88,12 @@ def test_memory_order_that_changes_the_numbers():
 
 def test_np_where_xp_belongs():
     with pytest.raises((MinidlError, TypeError), match="StrictArray"):
-        square(compute=lambda x: np.square(x)).test_strict_device(0, "float64")
+        square(compute=lambda x: np.square(x)).test_device(0, "float64", "strict:0")
 
 
 def test_an_array_of_another_device_in_a_rule():
     with pytest.raises((DeviceError, TypeError), match=r"Unsupported type|is on"):
-        square(rule=lambda gy, x: gy * np.full(gy.shape, 2.0) * x).test_strict_device(0, "float64")
+        square(rule=lambda gy, x: gy * np.full(gy.shape, 2.0) * x).test_device(0, "float64", "strict:0")
 
 
 def test_wrong_rule():

@@ -4,14 +4,13 @@ The reference runs in float64 on the same numbers, rounded to the dtype that is 
 whoever of the threads and blocks comes first; places counted in 64 bits; arguments left as they were.
 """
 
-import contextlib
-
 import numpy as np
 import pytest
 
 import emulated
 from cases import ORDERS
 from cuda_cases import TABLE, reference
+from devices import GPUS
 from draws import Draw
 from minidl import backend, kernels
 from minidl.kernels import cuda
@@ -20,14 +19,6 @@ from strict import root
 
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 TINY = {"float64": 0, "float32": 0, "float16": 2.0**-24, "bfloat16": 0}         # between two numbers next to 0
-
-
-def devices():
-    """Those of this machine that take the twins."""
-    if not emulated.WHY_NOT:
-        yield "emulated:0"
-    with contextlib.suppress(Exception):                # no CuPy, or none that finds a GPU
-        yield backend.named_device("cuda:0")
 
 
 def numbers(name):
@@ -123,7 +114,7 @@ def check(entry, example, dtype, device):
         np.testing.assert_allclose(mine, theirs, rtol=exact + rough, atol=close)
 
 
-every_device = pytest.mark.parametrize("device", list(devices()) or [pytest.param("", marks=pytest.mark.skip(reason=emulated.WHY_NOT))])
+every_device = pytest.mark.parametrize("device", GPUS or [pytest.param("", marks=pytest.mark.skip(reason=emulated.WHY_NOT))])
 every_example = pytest.mark.parametrize(("entry", "dtype", "example"), [
     (entry, dtype, i) for entry, case in TABLE.items() for dtype in case.dtypes for i in range(case.examples)])
 a_few = pytest.mark.parametrize(("entry", "example"), [(entry, i) for entry in TABLE for i in (1, 5)])
