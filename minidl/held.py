@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from minidl import backend, nn
+from minidl import backend
 from minidl.backend import Array
 from minidl.data.transforms import rows
 from minidl.errors import MemoryShortage, MinidlError
-from minidl.nn.footprint import Footprint
+from minidl.nn.footprint import ENOUGH, Footprint, footprint
 from minidl.optim import Optimizer
 from minidl.run import Run
 from minidl.shortage import shortage, words
@@ -93,7 +93,7 @@ def fitting(run: Run, loss: Callable[[Any, Array, Array], Any], given: Callable[
     size = count // 2
     while size >= 2:
         try:
-            return min(measured(run, loss, given, size).most(room), count - 1)
+            return min(measured(run, loss, given, count, size).most(room), count - 1)
         except (MemoryError, MinidlError):                      # nor would so many
             size //= 4
     if not found.kept or found.memory is None:
@@ -102,8 +102,8 @@ def fitting(run: Run, loss: Callable[[Any, Array, Array], Any], given: Callable[
     return max(int((memory.room - shares["parameters"]) / each / PASSES), 0)
 
 
-def measured(run: Run, loss: Callable[[Any, Array, Array], Any], given: Callable[[Array], Array], count: int) -> Footprint:
-    """The memory of steps of `count` examples, on the model's device."""
+def measured(run: Run, loss: Callable[[Any, Array, Array], Any], given: Callable[[Array], Array], count: int, size: int) -> Footprint:
+    """The memory of steps of `count` examples on the model's device, from steps of `size` and fewer."""
     index, drawn = next(run.loader.picks(run.epoch))
     x, y = run.loader.take(index[:1], rows(drawn, slice(0, 1)))
     x, y = given(x), given(y)
@@ -112,9 +112,7 @@ def measured(run: Run, loss: Callable[[Any, Array, Array], Any], given: Callable
     def of_zeros(outputs: Any, x: Array) -> Any:
         return loss(outputs, x, xp.zeros((len(x), *y.shape[1:]), y.dtype))
 
-    found = nn.summary(run.model, x.shape[1:], x.dtype, batch=count, loss=of_zeros).step
-    assert found is not None                                    # as a batch was given
-    return found
+    return footprint(run.model, x.shape[1:], x.dtype, count, ENOUGH // size, loss=of_zeros)
 
 
 def advice(most: int | None, count: int, part: int, accumulate: int, ranks: int) -> str:

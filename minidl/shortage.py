@@ -7,6 +7,7 @@ run holds, and how large a minibatch would fit, is told by held.py, which knows 
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ def shortage(error: MemoryError, what: str, x: Array | None, nodes: Iterable[Any
     """
     device = "cpu" if x is None else backend.device_of(x)
     memory, keeping = backend.memory(device), kept(nodes)
+    traceback.clear_frames(error.__traceback__)         # which may hold a kernel's temporary arrays
     size = asked(error)
     wanted = f"{words(size)} asked for" if size else "more was asked for"
     room = f"{device} has no such piece" if memory is None else f"{device} has {words(memory.room)} left"

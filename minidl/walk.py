@@ -156,9 +156,9 @@ class Walk:
             try:
                 gradient = self._run(step, values, node, function)
             except MemoryError as error:
-                first = next(iter(values.values()), None)
+                near = [*values.values(), *self.gradients.values(), *(edge._data for edge in node.edges if isinstance(edge, Tensor))]
                 raise shortage(error, f"backward pass of {node.where()}, gradient of {function.label(step.i)}",
-                               first if backend.is_array(first) else None, [each for _, each in self.heap]) from None
+                               next(filter(backend.is_array, near), None), [each for _, each in self.heap]) from None
             except Exception as error:
                 error.add_note(f"  in the backward pass of {node.where()}, in the gradient of {function.label(step.i)}")
                 if isinstance(error, TypeError) and "ufunc" in str(error):
