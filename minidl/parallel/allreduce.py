@@ -9,8 +9,8 @@ are wanted, not round a ring, because a ring adds in another order on each slice
 
 from __future__ import annotations
 
-import numpy as np
-
+from minidl import backend
+from minidl.backend import Array
 from minidl.data.loader import share
 from minidl.parallel.exchange import Exchange, Job, register
 from minidl.parallel.layout import Chunk
@@ -20,13 +20,15 @@ from minidl.parallel.layout import Chunk
 class AllReduce(Exchange):
     """Direct reduce-scatter and all-gather."""
 
+    anywhere = True
+
     def sends(self, chunk: Chunk) -> slice:
         return share(chunk.stop - chunk.start, self.rank, self.ranks)
 
-    def sum(self, chunk: Chunk, numbers: np.ndarray) -> Job:
+    def sum(self, chunk: Chunk, numbers: Array) -> Job:
         slices = [share(len(numbers), rank, self.ranks) for rank in range(self.ranks)]
         own = numbers[slices[self.rank]]
-        coming = {rank: self.room(np.empty_like(own)) for rank in self.others()}
+        coming = {rank: self.room(backend.of(own).empty_like(own)) for rank in self.others()}
         yield [*(self.irecv(parcel, rank, chunk) for rank, parcel in coming.items()),
                *(self.isend(self.pack(chunk, numbers, slices[rank]), rank, chunk) for rank in self.others())]
         self.add_up(coming, own)

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from minidl import backend
+from minidl.backend import Array
 from minidl.errors import ExchangeError
 
 LARGEST = 64 << 20          # bytes in one message: larger arrays go in several
@@ -31,7 +33,8 @@ class Request(ABC):
 class Communicator(ABC):
     """A group of `size` ranks, of which this process is number `rank`.
 
-    Arrays are NumPy's, C-contiguous, of any dtype; who receives knows shape and dtype beforehand, ExchangeError where they do not fit.
+    Arrays are C-contiguous, of any dtype; who receives knows shape and dtype beforehand, ExchangeError where they do not fit. They are
+    NumPy's; or a device's, which then go through the host's memory at once, unless the communicator is `direct`.
     Between two ranks, messages of the same tag arrive in the order in which they were sent. Tags are whole numbers from 0 on.
     A collective operation (all but isend and irecv) is called by every rank, in the same order; it does not matter what messages are
     under way meanwhile. One thread at a time uses a Communicator; another one takes a `duplicate`.
@@ -41,23 +44,24 @@ class Communicator(ABC):
 
     rank: int
     size: int
+    direct = False              # whether messages are sent from, and received in, the memory of devices
 
     # Messages
 
     @abstractmethod
-    def isend(self, x: np.ndarray, to: int, tag: int = 0) -> Request:
+    def isend(self, x: Array, to: int, tag: int = 0) -> Request:
         """Begin to send x. It must not be written to until the request is done."""
 
     @abstractmethod
-    def irecv(self, x: np.ndarray, source: int, tag: int = 0) -> Request:
+    def irecv(self, x: Array, source: int, tag: int = 0) -> Request:
         """Begin to receive into x."""
 
     @abstractmethod
-    def ibroadcast(self, x: np.ndarray, root: int = 0) -> Request:
+    def ibroadcast(self, x: Array, root: int = 0) -> Request:
         """Begin to bring the root's x into everyone's."""
 
     @abstractmethod
-    def iallgather(self, x: np.ndarray, out: np.ndarray) -> Request:
+    def iallgather(self, x: Array, out: Array) -> Request:
         """Begin to bring everyone's x into out (size, *x.shape), in the order of the ranks."""
 
     # Groups
@@ -97,15 +101,16 @@ class Communicator(ABC):
         """Come back when all are done. nap: seconds between two looks."""
         wait(requests, nap)
 
-    def broadcast(self, x: np.ndarray, root: int = 0) -> np.ndarray:
+    def broadcast(self, x: Array, root: int = 0) -> Array:
         """Bring the root's x into everyone's, and give it."""
         self.wait([self.ibroadcast(x, root)])
         return x
 
-    def allgather(self, x: np.ndarray) -> np.ndarray:
-        """Everyone's x, (size, *x.shape), in the order of the ranks."""
-        out = np.empty((self.size, *x.shape), x.dtype)
-        self.wait([self.iallgather(np.ascontiguousarray(x), out)])
+    def allgather(self, x: Array) -> Array:
+        """Everyone's x, (size, *x.shape), in the order of the ranks, where x lies."""
+        xp = backend.of(x)
+        out = xp.empty((self.size, *x.shape), x.dtype)
+        self.wait([self.iallgather(xp.ascontiguousarray(x), out)])
         return out
 
     def gather_bytes(self, content: bytes) -> list[bytes]:
@@ -137,19 +142,20 @@ def wait(requests: Iterable[Request], nap: float = NAP) -> None:
             time.sleep(0 if looks < 20 else nap)            # what comes from the same host is there at once
 
 
-def memory(x: np.ndarray, operation: str, *, written: bool = False) -> np.ndarray:
+def memory(x: Array, operation: str, *, written: bool = False) -> Array:
     """The bytes of x as they lie, (bytes,) of uint8: for the kinds of Communicator, which send nothing else.
 
     written: whether something will be written there. ExchangeError if x is not made of plain, contiguous (and writable) memory.
     """
-    if not isinstance(x, np.ndarray) or x.dtype.hasobject:
+    if not backend.is_array(x) or x.dtype.hasobject:
         kind = f"an array of {x.dtype}" if isinstance(x, np.ndarray) else f"a {type(x).__module__}.{type(x).__qualname__}"
-        raise ExchangeError(f"{operation}: only NumPy arrays of plain numbers travel, got {kind}")
-    if not x.flags.c_contiguous or (written and not x.flags.writeable):
+        raise ExchangeError(f"{operation}: only arrays of plain numbers travel, NumPy's or CuPy's, got {kind}",
+                            hint="np.asarray(x) makes one of a number or a list")
+    if not x.flags.c_contiguous or (written and not getattr(x.flags, "writeable", True)):
         fault = "written to" if x.flags.c_contiguous else "sent: its rows do not lie one after the other"
         raise ExchangeError(f"{operation}: the array cannot be {fault}", shape=x.shape, dtype=x.dtype, strides=x.strides,
-                            hint="" if x.flags.c_contiguous else "np.ascontiguousarray(x) makes a copy that can")
-    return x.reshape(-1).view(np.uint8)
+                            hint="" if x.flags.c_contiguous else f"{backend.of(x).__name__}.ascontiguousarray(x) makes a copy that can")
+    return x.reshape(-1).view("uint8")
 
 
 def check_peer(operation: str, peer: int, size: int, tag: int = 0) -> None:
@@ -158,3 +164,10 @@ def check_peer(operation: str, peer: int, size: int, tag: int = 0) -> None:
         raise ExchangeError(f"{operation}: there is no rank {peer}", ranks=f"0 to {size - 1}")
     if not 0 <= tag <= MOST_TAGS:
         raise ExchangeError(f"{operation}: there is no tag {tag}", tags=f"0 to {MOST_TAGS}")
+
+
+def fill(into: np.ndarray, part: np.ndarray, who: str, rank: int) -> None:
+    """Bytes that came, to where they belong. ExchangeError if they are more or fewer."""
+    if len(into) != len(part):
+        raise ExchangeError(f"{who} brings {len(part)} bytes, and rank {rank} has room for {len(into)}")
+    into[:] = part

@@ -91,7 +91,7 @@ class _OverWire(Communicator):
 
     def __init__(self, wire: EmulatedWire, inner: Communicator, key: tuple, members: Iterable[int]):
         self.wire, self.inner, self.key, self.members = wire, inner, key, list(members)
-        self.rank, self.size = inner.rank, inner.size
+        self.rank, self.size, self.direct = inner.rank, inner.size, inner.direct
         self.received: Counter[tuple] = Counter()
         self.groups = 0                                 # made of this one so far: the same number on every rank
 

@@ -17,8 +17,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import copy_context
 
 import numpy as np
@@ -41,11 +41,12 @@ PATIENCE = 2.0              # seconds for which those who end wait for one anoth
 class Engine:
     """Runs jobs. communicator: its own, for the names of jobs. beside: in a thread; otherwise whenever somebody waits.
 
-    window: how many jobs may be under way at a time. small: jobs of numbers below this one wait for nothing.
+    window: how many jobs may be under way at a time. small: jobs of numbers below this one wait for nothing. within: what jobs run in.
     """
 
-    def __init__(self, communicator: Communicator, beside: bool = False, window: int = WINDOW, small: int = 0):
-        self.communicator, self.beside, self.window, self.small = communicator, beside, window, small
+    def __init__(self, communicator: Communicator, beside: bool = False, window: int = WINDOW, small: int = 0,
+                 within: Callable[[], AbstractContextManager] = nullcontext):
+        self.communicator, self.beside, self.window, self.small, self.within = communicator, beside, window, small, within
         self.waiting: dict[int, Job] = {}               # by number
         self.rounds: Counter[int] = Counter()           # how many times each number was given
         self.active: dict[int, Running] = {}
@@ -89,7 +90,8 @@ class Engine:
         wanted = None if numbers is None else set(numbers)
         if not self.beside:
             if wanted is None or self.unfinished & wanted:
-                self._run_here()
+                with self.within():
+                    self._run_here()
             return
         with self.changed, self.somebody_waits():
             while self.error is None and (self.unfinished if wanted is None else self.unfinished & wanted):
@@ -142,19 +144,8 @@ class Engine:
 
     def _serve(self) -> None:
         try:
-            while True:
-                with self.changed:
-                    while not self.closing and not self.unfinished:
-                        self.changed.wait()
-                    if self.closing:
-                        break
-                started = time.perf_counter()
-                moved = self._name() if self.communicator.rank == 0 else self._follow()
-                if not self._look() and not moved:
-                    time.sleep(NAP_BESIDE)
-                spent = time.perf_counter() - started
-                self.busy += spent
-                self.hidden += 0 if self.waiters else spent
+            with self.within():
+                self._run_beside()
         except BaseException as error:                  # raised again by the thread that waits
             with self.changed:
                 self.error = error
@@ -164,6 +155,21 @@ class Engine:
                 self._part()
         finally:
             self.active = {}
+
+    def _run_beside(self) -> None:
+        while True:
+            with self.changed:
+                while not self.closing and not self.unfinished:
+                    self.changed.wait()
+                if self.closing:
+                    break
+            started = time.perf_counter()
+            moved = self._name() if self.communicator.rank == 0 else self._follow()
+            if not self._look() and not moved:
+                time.sleep(NAP_BESIDE)
+            spent = time.perf_counter() - started
+            self.busy += spent
+            self.hidden += 0 if self.waiters else spent
 
     def _part(self) -> None:
         """Say, or hear, that no more will be named: no message is left behind for whoever frees the communicator."""

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from minidl import backend
 from minidl.backend import Array
 from minidl.errors import DefinitionError
 from minidl.names import Names
@@ -35,7 +36,11 @@ class Exchange(ABC):
     unless that is False. alike: every rank shall have the sum, and update, also where the strategy would have one rank do it for all.
 
     A strategy writes `sum`, and, where not every rank `updates`, `spread`. It sends what `pack` gives and reads it with `unpack`.
+    One that calls nothing of NumPy's on a chunk's numbers may say that they can lie `anywhere`: then an MPI that is able to can take
+    them from a GPU's memory. For others they come to the host first.
     """
+
+    anywhere = False
 
     def __init__(self, communicator: Communicator, layout: Layout, compress: str | Codec = "none", feedback: bool = True,
                  alike: bool = False):
@@ -51,10 +56,10 @@ class Exchange(ABC):
     # What a strategy says
 
     @abstractmethod
-    def sum(self, chunk: Chunk, numbers: np.ndarray) -> Job:
+    def sum(self, chunk: Chunk, numbers: Array) -> Job:
         """Bring `numbers`, this rank's of a chunk (1-d), to the sum over all ranks, in place; at least on the ranks that update."""
 
-    def spread(self, chunk: Chunk, known: np.ndarray, new: np.ndarray | None = None) -> Job:
+    def spread(self, chunk: Chunk, known: Array, new: Array | None = None) -> Job:
         """Bring the new weights of a chunk, which a rank that updates has (`new`), to all ranks: in place of those that all know.
 
         Not called where every rank updates.
@@ -76,16 +81,16 @@ class Exchange(ABC):
         """The ranks but this one, the next one first, so that not everybody sends to rank 0 at once."""
         return [(self.rank + k) % self.ranks for k in range(1, self.ranks)]
 
-    def isend(self, parcel: np.ndarray, to: int, chunk: Chunk, phase: int = 0) -> Request:
+    def isend(self, parcel: Array, to: int, chunk: Chunk, phase: int = 0) -> Request:
         """Begin to send a parcel that belongs to a chunk. phase: below 4, for messages of one chunk that must not be mixed up."""
         self.bytes_sent += parcel.nbytes
         return self.communicator.isend(parcel, to, tag(chunk, phase))
 
-    def irecv(self, parcel: np.ndarray, source: int, chunk: Chunk, phase: int = 0) -> Request:
+    def irecv(self, parcel: Array, source: int, chunk: Chunk, phase: int = 0) -> Request:
         """Begin to receive one."""
         return self.communicator.irecv(parcel, source, tag(chunk, phase))
 
-    def pack(self, chunk: Chunk, numbers: np.ndarray, part: slice | None = None, down: bool = False) -> np.ndarray:
+    def pack(self, chunk: Chunk, numbers: Array, part: slice | None = None, down: bool = False) -> Array:
         """What is sent for the numbers of a part of a chunk (all of it unless given): they themselves, or compressed.
 
         down: they are sums and no rank's own: what compression leaves out of them is remembered apart.
@@ -97,7 +102,7 @@ class Exchange(ABC):
         parcel = memory.encode(codec, numbers[part], slice(chunk.start + part.start, chunk.start + part.stop))
         return self._packed(memory, parcel)
 
-    def room(self, out: np.ndarray, down: bool = False) -> np.ndarray:
+    def room(self, out: Array, down: bool = False) -> Array:
         """Where a parcel can arrive whose numbers shall go to out: there, or in memory of its own if it is compressed.
 
         down: it is one of sums, or of weights.
@@ -105,7 +110,7 @@ class Exchange(ABC):
         codec = self.codec.down if down else self.codec
         return np.empty(codec.room(len(out), out.dtype), np.uint8) if codec.lossy else out
 
-    def unpack(self, parcel: np.ndarray, out: np.ndarray, down: bool = False) -> np.ndarray:
+    def unpack(self, parcel: Array, out: Array, down: bool = False) -> Array:
         """The numbers of a parcel, in out. down: they are sums."""
         if self.codec.lossy:
             (self.codec.down if down else self.codec).decode(parcel, out)
@@ -113,18 +118,18 @@ class Exchange(ABC):
             out[...] = parcel
         return out
 
-    def add_up(self, parcels: Mapping[int, np.ndarray], numbers: np.ndarray) -> None:
+    def add_up(self, parcels: Mapping[int, Array], numbers: Array) -> None:
         """The sum in the order of the ranks, in place of this rank's numbers. parcels: by the other ranks."""
-        total = None
+        xp, total = backend.of(numbers), None
         for rank in range(self.ranks):
             term = numbers if rank == self.rank else parcels[rank]
             if term is not numbers and self.codec.lossy:
                 term = self.unpack(term, np.empty_like(numbers))
-            total = term if total is None else np.add(total, term, out=total)          # a parcel that has come belongs to nobody else
+            total = term if total is None else xp.add(total, term, out=total)          # a parcel that has come belongs to nobody else
         if total is not None and total is not numbers:
             numbers[...] = total
 
-    def pack_weights(self, chunk: Chunk, known: np.ndarray, new: np.ndarray) -> np.ndarray:
+    def pack_weights(self, chunk: Chunk, known: Array, new: Array) -> Array:
         """What is sent for new weights to ranks that know older ones: they themselves, or the difference, compressed."""
         if not self.codec.lossy:
             return new
@@ -136,7 +141,7 @@ class Exchange(ABC):
             memory.commit()
         return parcel
 
-    def unpack_weights(self, parcel: np.ndarray, known: np.ndarray) -> None:
+    def unpack_weights(self, parcel: Array, known: Array) -> None:
         """The weights that all ranks know from now on."""
         if self.codec.lossy:
             Changes.apply(self.codec.down, parcel, known)

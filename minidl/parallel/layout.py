@@ -6,12 +6,13 @@ that was asked for: large enough to be worth its messages, small enough to let a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from minidl.backend import Array
 from minidl.errors import ArgumentError
 
 CHUNK = 256 << 10           # bytes: on a wire of 200 Mbit/s 10 ms, for which something more urgent would wait
@@ -47,7 +48,7 @@ class Layout:
         if isinstance(chunk, bool) or not hasattr(chunk, "__index__") or chunk < 1:
             raise ArgumentError(f"Layout: chunk is {chunk!r}, and must be a number of bytes of at least 1")
         self.shapes = {name: tuple(x.shape) for name, x in arrays.items()}
-        self.dtypes = {name: np.dtype(str(x.dtype)) for name, x in arrays.items()}
+        self.dtypes = {name: np.dtype(x.dtype) for name, x in arrays.items()}
         self.places: dict[str, slice] = {}                  # in the buffer of its dtype
         self.sizes = dict.fromkeys(self.dtypes.values(), 0)         # of the buffers, in numbers
         self.chunks: list[Chunk] = []
@@ -97,17 +98,17 @@ class Layout:
 
 
 class Buffers:
-    """The memory that a Layout describes: one flat array for each dtype."""
+    """The memory that a Layout describes: one flat array for each dtype. empty: makes it, of a size and a dtype."""
 
-    def __init__(self, layout: Layout):
+    def __init__(self, layout: Layout, empty: Callable[[int, np.dtype], Array] = np.empty):
         self.layout = layout
-        self.flat = {dtype: np.empty(size, dtype) for dtype, size in layout.sizes.items()}
+        self.flat = {dtype: empty(size, dtype) for dtype, size in layout.sizes.items()}
 
-    def __getitem__(self, name: str) -> np.ndarray:
+    def __getitem__(self, name: str) -> Array:
         """The array of a name: a view of the buffer, in its shape."""
         layout = self.layout
         return self.flat[layout.dtypes[name]][layout.places[name]].reshape(layout.shapes[name])
 
-    def chunk(self, chunk: Chunk) -> np.ndarray:
+    def chunk(self, chunk: Chunk) -> Array:
         """The numbers of a chunk, 1-d: a view."""
         return self.flat[chunk.dtype][chunk.where]

@@ -20,7 +20,8 @@ from weakref import WeakSet
 import numpy as np
 
 from minidl.errors import ArgumentError, ExchangeError, RankLost
-from minidl.parallel.communicator import NAP, Communicator, Request, check_peer, memory
+from minidl.parallel.communicator import NAP, Communicator, Request, check_peer, fill, memory
+from minidl.parallel.on_device import through_host
 
 PATIENCE = 60.0             # seconds in which no rank sends, receives or returns, until those who wait give up
 
@@ -291,6 +292,7 @@ class LocalCommunicator(Communicator):
             if collective and (missing := self.group.dead(range(self.size))):
                 raise RankLost(f"{operation}: rank {missing[0]} has died")
 
+    @through_host
     def isend(self, x: np.ndarray, to: int, tag: int = 0) -> Request:
         content = memory(x, "isend").copy()
         check_peer("isend", to, self.size, tag)
@@ -306,6 +308,7 @@ class LocalCommunicator(Communicator):
             self.world.move()
         return _Sent(self)
 
+    @through_host
     def irecv(self, x: np.ndarray, source: int, tag: int = 0) -> Request:
         into = memory(x, "irecv", written=True)
         check_peer("irecv", source, self.size, tag)
@@ -320,6 +323,7 @@ class LocalCommunicator(Communicator):
                 self.group.receives.setdefault(key, deque()).append(request)
             return request.begun()
 
+    @through_host
     def ibroadcast(self, x: np.ndarray, root: int = 0) -> Request:
         mine = memory(x, "ibroadcast", written=self.rank != root)
         check_peer("ibroadcast", root, self.size)
@@ -330,6 +334,7 @@ class LocalCommunicator(Communicator):
 
         return self.meet(f"ibroadcast from {root}", mine.copy() if self.rank == root else None, end, [root])
 
+    @through_host
     def iallgather(self, x: np.ndarray, out: np.ndarray) -> Request:
         mine, rows = memory(x, "iallgather").copy(), memory(out, "iallgather", written=True)
         if len(rows) != self.size * len(mine):
@@ -425,10 +430,3 @@ class LocalCommunicator(Communicator):
         with self.world.lock:
             while left := [request for request in left if not request.done()]:
                 self.world.changed.wait(min(self.world.patience, PATIENCE))
-
-
-def fill(into: np.ndarray, part: np.ndarray, who: str, rank: int) -> None:
-    """Bytes that came, to where they belong."""
-    if len(into) != len(part):
-        raise ExchangeError(f"{who} brings {len(part)} bytes, and rank {rank} has room for {len(into)}")
-    into[:] = part

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from minidl import backend
+from minidl.backend import Array
 from minidl.parallel.communicator import Request
 from minidl.parallel.exchange import Exchange, Job, register
 from minidl.parallel.layout import Chunk
@@ -20,12 +22,14 @@ MASTER = 0
 class MasterWorker(Exchange):
     """Gradients to the master, new weights to the workers."""
 
+    anywhere = True
+
     def updates(self, rank: int) -> bool:
         return self.alike or rank == MASTER
 
-    def sum(self, chunk: Chunk, numbers: np.ndarray) -> Job:
+    def sum(self, chunk: Chunk, numbers: Array) -> Job:
         if self.rank == MASTER:
-            coming = {rank: self.room(np.empty_like(numbers)) for rank in self.others()}
+            coming = {rank: self.room(backend.of(numbers).empty_like(numbers)) for rank in self.others()}
             yield [self.irecv(parcel, rank, chunk) for rank, parcel in coming.items()]
             self.add_up(coming, numbers)
         else:
@@ -35,7 +39,7 @@ class MasterWorker(Exchange):
             yield self.from_master(parcel, chunk, 1)
             self.unpack(parcel, numbers, down=True)        # the master too: what compression made of it, as everybody else has it
 
-    def spread(self, chunk: Chunk, known: np.ndarray, new: np.ndarray | None = None) -> Job:
+    def spread(self, chunk: Chunk, known: Array, new: Array | None = None) -> Job:
         parcel = self.room(known, down=True) if new is None else self.pack_weights(chunk, known, new)
         yield self.from_master(parcel, chunk, 2)
         self.unpack_weights(parcel, known)
@@ -46,7 +50,7 @@ class MasterWorker(Exchange):
         else:
             yield [self.isend(thanks, MASTER, chunk, 3)]
 
-    def from_master(self, parcel: np.ndarray, chunk: Chunk, phase: int) -> list[Request]:
+    def from_master(self, parcel: Array, chunk: Chunk, phase: int) -> list[Request]:
         """The master's parcel to everybody."""
         if self.rank == MASTER:
             return [self.isend(parcel, rank, chunk, phase) for rank in self.others()]

@@ -22,9 +22,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from minidl import backend
+from minidl.backend import Array
 from minidl.errors import ExchangeError, MissingExtra, RankLost
 from minidl.parallel import communicator as interface
 from minidl.parallel.communicator import NAP, Communicator, Request, check_peer, memory
+from minidl.parallel.cuda_aware import cuda_aware
+from minidl.parallel.on_device import elsewhere, through_host
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -251,6 +255,7 @@ class MPICommunicator(Communicator):
     """See `Communicator`. comm: mpi4py's, which nobody else uses."""
 
     def __init__(self, comm: MPI.Comm):
+        self.direct = cuda_aware(library().__file__)
         comm.Set_errhandler(library().ERRORS_RETURN)
         self.comm = comm
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
@@ -258,16 +263,20 @@ class MPICommunicator(Communicator):
         self.tolerant = tolerant()
         self.number = 0                                         # collective operations so far
 
+    @through_host
     def isend(self, x: np.ndarray, to: int, tag: int = 0) -> Request:
         content = memory(x, "isend")
         self.check(to, tag, "isend")
+        settled(x)
         message = Message(self, f"isend, tag {tag}")
         message.send(content, to, tag)
         return message
 
+    @through_host
     def irecv(self, x: np.ndarray, source: int, tag: int = 0) -> Request:
         into = memory(x, "irecv", written=True)
         self.check(source, tag, "irecv")
+        settled(x)
         message = Message(self, f"irecv, tag {tag}")
         message.receive(into, source, tag)
         return message
@@ -282,6 +291,7 @@ class MPICommunicator(Communicator):
         self.number += 1
         return self.top - self.number % OWN_TAGS
 
+    @through_host
     def ibroadcast(self, x: np.ndarray, root: int = 0) -> Request:
         # A binomial tree: counted from the root, place p with lowest bit b receives from p - b and sends to p + b/2, p + b/4, ..., p + 1.
         mine = memory(x, "ibroadcast", written=self.rank != root)
@@ -304,6 +314,7 @@ class MPICommunicator(Communicator):
                 _relays.add(message)
         return message
 
+    @through_host
     def iallgather(self, x: np.ndarray, out: np.ndarray) -> Request:
         mine, into = memory(x, "iallgather"), memory(out, "iallgather", written=True)
         if len(into) != self.size * len(mine):
@@ -361,6 +372,12 @@ class MPICommunicator(Communicator):
             if message.communicator.comm.Is_revoked():
                 message.drain(until)
         return MPICommunicator(comm)
+
+
+def settled(x: Array) -> None:
+    """Come back when this thread's stream has done what it was given: MPI knows nothing of streams, and may touch x at once."""
+    if elsewhere(x):
+        backend.library_of(x).synchronize()
 
 
 def steps(reach: int) -> list[int]:

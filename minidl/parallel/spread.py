@@ -7,8 +7,7 @@ everybody must agree on what the others know, so that each rank keeps the weight
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-
-import numpy as np
+from typing import Any
 
 from minidl import backend
 from minidl.backend import Array
@@ -30,39 +29,45 @@ class Spread:
         self.staging, self.landed = staging, landed
         self.updates = exchange.updates(exchange.rank)
         self.needless = all(exchange.updates(rank) for rank in range(exchange.ranks))           # each rank makes its own
-        self.known = (Layout({}) if self.needless else layout).buffers()
+        self.known = staging.buffers(Layout({}) if self.needless else layout)
+        # what is sent is written over what is known, but where only changes of that are sent
+        self.new = self.known if not self.updates or not exchange.codec.lossy else staging.buffers(self.known.layout)
 
     def remember(self) -> None:
         """Before the update: the weights that all ranks have, where only changes of them will be sent."""
         if not self.needless and self.exchange.codec.lossy:
             for path, p in self.learned.items():
-                self.known[path][...] = backend.to_numpy(p._data)
+                self.known.far[path][...] = backend.to_numpy(p._data)
 
     def send(self, number: int, chunk: Chunk, weights: Mapping[str, Array], gate: Gate | None = None) -> None:
         """Begin to bring these weights to everybody, on a rank that updates, or to receive them: the job with this number.
 
         gate: of their step, unless it is open.
         """
-        known = self.known.chunk(chunk)
-        new = None
+        mark = None
         if self.updates:
-            new = np.empty_like(known) if self.exchange.codec.lossy else known
-            for path in chunk.names:
-                place, w = self.layout.places[path], backend.to_numpy(weights[path]).reshape(-1)
-                first, stop = max(place.start, chunk.start), min(place.stop, chunk.stop)
-                new[first - chunk.start:stop - chunk.start] = w[first - place.start:stop - place.start]
-        self.engine.submit(number, self._journey(chunk, known, new, gate), f"spread of chunk {chunk.index}", known.nbytes)
+            with self.staging.computing():
+                for path in chunk.names:
+                    self.new.gather_part(chunk, path, weights[path])
+                mark = self.staging.mark()
+        self.engine.submit(number, self._journey(chunk, mark, gate), f"spread of chunk {chunk.index}", self.known.far.chunk(chunk).nbytes)
 
-    def _journey(self, chunk: Chunk, known: np.ndarray, new: np.ndarray | None, gate: Gate | None) -> Job:
+    def _journey(self, chunk: Chunk, mark: Any, gate: Gate | None) -> Job:
         """What happens to a chunk of new weights."""
-        yield from self.exchange.spread(chunk, known, new)
-        if not self.updates:
-            yield self.staging.to_device(known.nbytes)
+        known = self.known.far.chunk(chunk)
+        if self.updates:
+            yield self.new.to_host(chunk, mark)
+            yield from self.exchange.spread(chunk, known, self.new.far.chunk(chunk))
+        else:
+            yield from self.exchange.spread(chunk, known, None)
+        if not self.updates or self.exchange.codec.lossy:
+            yield self.known.to_device(chunk)
         self.landed(chunk, gate)
 
     def take(self, path: str) -> None:
         """What all ranks know, as this one's weights; whoever made them has them, unless compression has changed them on the way."""
         if not self.updates or self.exchange.codec.lossy:
             p = self.learned[path]
-            p._data[...] = backend.asarray(self.known[path], p.device)
+            with self.staging.computing():
+                p._data[...] = backend.asarray(self.known.near[path], p.device)
             p.version += 1

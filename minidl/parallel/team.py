@@ -28,7 +28,7 @@ from minidl.data import Loader
 from minidl.data.loader import share
 from minidl.errors import ArgumentError, ExchangeError, nearest
 from minidl.nn import Module
-from minidl.nn.part import Notes, Part, commit, pack, unpack
+from minidl.nn.part import Notes, Part, commit
 from minidl.optim import KFAC, Optimizer, clip_grad_norm
 from minidl.parallel import exchange as exchanges
 from minidl.parallel.ahead import Ahead
@@ -36,11 +36,14 @@ from minidl.parallel.alone import Alone, Facts, Run, cut
 from minidl.parallel.arrivals import Arrivals, Gate
 from minidl.parallel.batch_norm import synchronize
 from minidl.parallel.communicator import Communicator
+from minidl.parallel.device_staging import staging_for
 from minidl.parallel.engine import STAGES, WIDE, WINDOW, Engine, Job
 from minidl.parallel.layout import CHUNK, Chunk, Layout
+from minidl.parallel.meeting import added, compare, meet
 from minidl.parallel.spread import Spread
 from minidl.parallel.staging import Staging
 from minidl.parallel.state import State, broadcast_state
+from minidl.parallel.sums import sums
 from minidl.profiler import clock, hide, phase
 from minidl.tensor import Tensor, make
 
@@ -92,7 +95,7 @@ class Team(Alone):
         self.strategy, self.overlap, self.chunk, self.window, self.alike = exchange, overlap, chunk, window, alike
         self.compress, self.feedback, self.master_computes = compress, feedback, master_computes
         self.sync_batch_norm = sync_batch_norm
-        self.staging = staging or Staging()
+        self.staging, self.given = staging or Staging(), staging
         self.waited = 0.0                                   # seconds in which this thread waited for others
         self.lately = self.until = 0.0                        # of these, in the last step, and up to it
         self.hidden = 0.0                                   # seconds of the engine's that were told to be hidden
@@ -170,11 +173,12 @@ class Team(Alone):
         self.learned = learned(optimizer)
         self.layout = Layout(self.learned, self.chunk)
         self._compare()
-        self.gradients = self.layout.buffers()
         self.exchange = exchanges.create(self.strategy, self.wire, self.layout, compress=self.compress, feedback=self.feedback,
                                          alike=self.alike or not optimizer.separable)
+        self.staging = self.given or staging_for([p.device for p in self.learned.values()], self.wire, self.exchange)
+        self.gradients = self.staging.buffers(self.layout)
         window = self.window or (WINDOW if self.overlap != "none" else WIDE) + (STAGES if type(self.staging) is not Staging else 0)
-        self.engine = Engine(self.wire, self.overlap != "none", window, small=FIRST)
+        self.engine = Engine(self.wire, self.overlap != "none", window, small=FIRST, within=self.staging.exchanging)
         self.hidden = 0.0
         self.spread = Spread(self.learned, self.layout, self.exchange, self.engine, self.staging,
                              lambda chunk, gate: self.arrivals.landed(chunk, gate))
@@ -191,6 +195,7 @@ class Team(Alone):
         self.early = self.overlap != "none" and not self.everyone and not self.exchange.codec.lossy and optimizer.separable
         self.made: Ahead | None = None                      # of the weights that are updated
         self.listening, self.bound = False, True
+        self.scale: float | None = None
         self._begin()
 
     def _compare(self) -> None:
@@ -199,13 +204,7 @@ class Team(Alone):
         mine = "\n".join([f"{type(self).__name__}({self.strategy}, overlap={self.overlap}, compress={self.compress}, chunk={self.chunk}, "
                           f"master_computes={self.master_computes}, sync_batch_norm={self.sync_batch_norm})", options,
                           *(f"{path} {shape} {self.layout.dtypes[path]}" for path, shape in self.layout.shapes.items())])
-        others = [text.decode() for text in self.talk.gather_bytes(mine.encode())]
-        for rank, text in enumerate(others):
-            if text != others[0]:
-                here, there = set(text.split("\n")), set(others[0].split("\n"))
-                raise ExchangeError(f"Team: rank {rank} trains another model than rank 0, or otherwise",
-                                    rank_0=", ".join(sorted(there - here)[:4]), **{f"rank_{rank}": ", ".join(sorted(here - there)[:4])},
-                                    hint="Every rank must run the same program with the same options.")
+        compare(self.talk, mine)
 
     def leave(self) -> None:
         try:
@@ -222,10 +221,12 @@ class Team(Alone):
                 self.settle()
             self._let_go()
             self.engine.close()
+            self.staging.close()
 
     def abandon(self) -> None:
         if self.bound:
             self.engine.drop()
+            self.staging.close()                            # a copy that is under way ends in memory that is still there
             self._let_go()
 
     def _let_go(self) -> None:
@@ -263,8 +264,10 @@ class Team(Alone):
         self.ahead: Ahead | None = None                     # of the backward pass that goes on
         self.arrivals.begin()
 
-    def listen(self, clip: float | None = None) -> None:
-        self.listening = self.overlap != "none"
+    def listen(self, clip: float | None = None, scale: float | None = None) -> None:
+        self.listening, self.scale = self.overlap != "none", scale
+        self.exchange.held = self.exchange.held or scale is not None            # the step may be left out
+        self.early = self.early and scale is None                               # and then nobody waits for its weights
         if self.early and self.updates and clip is None:
             self.ahead = Ahead(self.layout, self.optimizer, self._sum_of, self._send)
 
@@ -274,7 +277,8 @@ class Team(Alone):
             if path in self.handed:
                 raise ExchangeError(f"Team: the gradient of {path} has changed after it was sent",
                                     hint="Call listen() before the last backward pass of a minibatch only.")
-            self._hand_over(path, leaf.grad.data)           # type: ignore[union-attr]   # it has just become final
+            g = leaf.grad.data                              # type: ignore[union-attr]   # it has just become final
+            self._hand_over(path, g if self.scale is None else g * (1 / self.scale))
 
     @phase("gradient exchange")
     def _hand_over(self, path: str, g: Array | None) -> None:
@@ -282,15 +286,17 @@ class Team(Alone):
         chunks = self.layout.holding[path]
         # of the step before, where this rank did not use the weights since
         self.engine.wait([EARLY, *map(of_sum, chunks), *(map(of_spread, chunks) if self.early else ())])
-        self.gradients[path][...] = -0.0 if g is None else backend.to_numpy(g)      # x + -0.0 is x, for every x
+        self.gradients.gather(path, -0.0 if g is None else g)                       # x + -0.0 is x, for every x
         self.handed.add(path)
         if self.ahead is not None and g is not None:
             self.ahead.own.add(path)
+        mark: Any = None                                    # behind the last gradient of these chunks: one for all
         for chunk in chunks:
             self.lacking[chunk.index] -= 1
             if not self.lacking[chunk.index]:
-                self.engine.submit(of_sum(chunk), self._journey(chunk, self.arrivals.gate, self.ahead), f"sum of chunk {chunk.index}",
-                                   self.gradients.chunk(chunk).nbytes)
+                mark = mark or self.staging.mark()
+                self.engine.submit(of_sum(chunk), self._journey(chunk, mark, self.arrivals.gate, self.ahead), f"sum of chunk {chunk.index}",
+                                   self.gradients.far.chunk(chunk).nbytes)
                 if self.early and not self.updates:
                     self._submit_spread(chunk, self.arrivals.gate)
 
@@ -302,9 +308,15 @@ class Team(Alone):
             if path not in self.handed:
                 self._hand_over(path, None if p.grad is None else p.grad.data)
         with self.waiting():
-            everyones, present, noted = self._meet(facts, [note for part in notes for note in part])
+            met = meet(facts, [note for part in notes for note in part], self.model, self.learned, self._waited_lately(), self.engine,
+                       self.talk, HEADER)
+        self._tell_idle(met.least)
         self.made = self.ahead                              # those of the step before are all in use
-        later = self.overlap == "forward" and clip is None and self.optimizer.separable
+        if met.facts.overflow:
+            commit(met.noted)
+            self._leave_out()
+            return met.facts
+        later = self.overlap == "forward" and clip is None and self.scale is None and self.optimizer.separable
         if not later:
             with self.waiting():
                 self.engine.wait()
@@ -314,36 +326,22 @@ class Team(Alone):
             with self.waiting():
                 self.agree()                                # nothing has changed yet
             self.exchange.commit()
-        commit(noted)
+        commit(met.noted)
         if later:
-            self._update_later(present)
+            self._update_later(met.present)
         else:
-            self._update_now(present, clip)
+            self._update_now(met.present, clip)
         self._begin()
-        return everyones
+        return met.facts
 
-    def _meet(self, facts: Facts, notes: Notes) -> tuple[Facts, list[str], list[Notes]]:
-        """Everyone's facts together, the parameters for which anybody has a gradient, and each rank's notes."""
-        packed = pack(self.model, notes) if notes else np.empty(0, np.uint8)
-        header = np.array([facts.loss, facts.right, facts.seen, facts.stop, len(packed), self._waited_lately(),
-                           *(p.grad is not None for p in self.learned.values())], np.float64)
-        headers = np.empty((self.ranks, len(header)))
-
-        def job() -> Job:
-            yield [self.wire.iallgather(header, headers)]
-
-        self.engine.submit(HEADER, job(), "facts of the step", header.nbytes)
-        self.engine.wait([HEADER])
-        self._tell_idle(float(headers[:, 5].min()))
-        longest, noted = int(headers[:, 4].max()), []
-        if longest:
-            padded = np.zeros(longest, np.uint8)
-            padded[:len(packed)] = packed
-            everyones = self.talk.allgather(padded)
-            noted = [unpack(self.model, row[:int(length)]) for row, length in zip(everyones, headers[:, 4])]
-        loss, right, seen, stop = (added(headers[:, k]) for k in range(4))
-        present = [path for path, there in zip(self.learned, headers[:, 6:].max(axis=0)) if there]
-        return Facts(loss, int(right), int(seen), bool(stop)), present, noted
+    def _leave_out(self) -> None:
+        """A gradient has overflowed, and every rank knows: it is as if there had been no minibatch."""
+        with self.waiting():
+            self.engine.wait()
+            self.agree()
+        self.exchange.rollback()
+        with self.staging.computing():                      # sums that nobody wants have come, before their memory is used again
+            self._begin()
 
     def _waited_lately(self) -> float:
         """The seconds in which this thread has waited for others since it was asked last: about a step."""
@@ -363,29 +361,18 @@ class Team(Alone):
         self.hidden = self.engine.hidden
 
     def total(self, arrays: Sequence[Array]) -> list[Array]:
-        """The sums of everyone's arrays, added in the order of the ranks: as gradients are, but never compressed. Every rank calls it."""
-        layout = Layout({str(k): x for k, x in enumerate(arrays)}, self.chunk)
-        buffers, exchange = layout.buffers(), self.exchange.plain(layout)
-        for k, x in enumerate(arrays):
-            buffers[str(k)][...] = backend.to_numpy(x)
-        for chunk in layout.chunks:
-            self.engine.submit(self.after + chunk.index, exchange.sum(chunk, buffers.chunk(chunk)), f"sum of curvature {chunk.index}",
-                               buffers.chunk(chunk).nbytes)
-        self.engine.wait()
-        sums = [backend.of(x).empty_like(x) for x in arrays]
-        for k, x in enumerate(sums):
-            x[...] = backend.asarray(buffers[str(k)], backend.device_of(x))
-        return sums
+        """The sums of everyone's arrays, added in the order of the ranks. Every rank calls it."""
+        return sums(arrays, self.chunk, self.exchange, self.engine, self.staging, self.after)
 
-    def _journey(self, chunk: Chunk, gate: Gate, ahead: Ahead | None) -> Job:
+    def _journey(self, chunk: Chunk, mark: Any, gate: Gate, ahead: Ahead | None) -> Job:
         """What happens to a chunk of gradients."""
-        numbers = self.gradients.chunk(chunk)
-        yield self.staging.to_host(numbers.nbytes)
-        yield from self.exchange.sum(chunk, numbers)
+        yield self.gradients.to_host(chunk, mark)
+        yield from self.exchange.sum(chunk, self.gradients.far.chunk(chunk))
         if self.updates:
-            yield self.staging.to_device(numbers.nbytes)
+            yield self.gradients.to_device(chunk)
         if ahead is not None and not gate.open:
-            ahead.summed(chunk)
+            with self.staging.computing():
+                ahead.summed(chunk)
         if self.overlap == "forward" and self.updates:
             self.arrivals.summed(chunk, gate)
 
@@ -395,18 +382,8 @@ class Team(Alone):
         """All sums have arrived."""
         self.spread.remember()
         if self.updates:
-            with phase("gradient exchange"):
-                for path in self.learned:
-                    self._set_gradient(path, path in present)
-            if clip is not None:
-                clip_grad_norm(self.optimizer.parameters, clip)
-            with phase("update"):
-                if self.made is None:
-                    self.optimizer.step()
-                else:
-                    self._begin_update(present)
-                    for path in present:
-                        self._update_one(path)
+            with self.staging.computing():
+                self._step(present, clip)
         if not self.everyone:
             with self.waiting():
                 if self.updates or not self.early:
@@ -415,6 +392,21 @@ class Team(Alone):
                 self.engine.wait()
                 for path in self.learned:
                     self.spread.take(path)
+
+    def _step(self, present: Sequence[str], clip: float | None) -> None:
+        """Update the weights, as one process would that had these gradients."""
+        with phase("gradient exchange"):
+            for path in self.learned:
+                self._set_gradient(path, path in present)
+        if clip is not None:
+            clip_grad_norm(self.optimizer.parameters, clip)
+        with phase("update"):
+            if self.made is None:
+                self.optimizer.step()
+            else:
+                self._begin_update(present)
+                for path in present:
+                    self._update_one(path)
 
     @phase("update")
     def _update_later(self, present: Sequence[str]) -> None:
@@ -438,15 +430,16 @@ class Team(Alone):
         self.options = self.optimizer.begin() if self.made is None else self.made.options
 
     def _update_one(self, path: str) -> None:
-        if path in self.present and not (self.made is not None and self.made.accept(path)):
-            self.optimizer.update_one(path, self._sum_of(path), self.options)
+        with self.staging.computing():
+            if path in self.present and not (self.made is not None and self.made.accept(path)):
+                self.optimizer.update_one(path, self._sum_of(path), self.options)
 
     def _sum_of(self, path: str) -> Array:
-        return backend.asarray(self.gradients[path], self.learned[path].device)
+        return backend.asarray(self.gradients.near[path], self.learned[path].device)
 
     def _set_gradient(self, path: str, present: bool) -> None:
         """The sum in place of this rank's gradient, in the memory order that this one had."""
-        p, total = self.learned[path], self.gradients[path]
+        p, total = self.learned[path], self.gradients.near[path]
         if not present:
             p.grad = None
         elif p.grad is not None:
@@ -469,14 +462,6 @@ class Team(Alone):
 def learned(optimizer: Optimizer) -> dict[str, Tensor]:
     """The parameters that are not frozen, by path."""
     return {path: p for path, p in optimizer.parameters.items() if p.requires_grad}
-
-
-def added(numbers: Iterable[float]) -> float:
-    """The sum, from left to right."""
-    total = 0.0
-    for x in numbers:
-        total += float(x)
-    return total
 
 
 def of_sum(chunk: Chunk) -> int:

@@ -94,8 +94,8 @@ def test_new_weights_are_with_the_workers_before_the_backward_pass_is_over():
         chunks = team.layout.holding["last"]
         team.engine.wait([2 + 2 * chunk.index for chunk in chunks])
         if team.rank == 1:
-            seen.append(team.spread.known["last"].copy())
-            assert not np.array_equal(team.spread.known["last"], team.learned["last"]._data)        # which are in use still
+            seen.append(team.spread.known.far["last"].copy())
+            assert not np.array_equal(team.spread.known.far["last"], team.learned["last"]._data)        # which are in use still
         met.wait()
 
     weights = local.run(lambda communicator: train(communicator, "backward", watch=watch), 2)[1][0]

@@ -68,7 +68,8 @@ class TestFunction:
         x, gamma, beta = (Tensor(a.astype(dtype), requires_grad=True) for a in (X, GAMMA, BETA))
         y, mean, var, _ = F.batch_norm(x, gamma, beta, reduce=lambda x: x * 1)
         (y * y).sum().backward()
-        assert {y.dtype, mean.dtype, var.dtype, x.grad.dtype, gamma.grad.dtype} == {np.dtype(dtype)}
+        assert {y.dtype, x.grad.dtype, gamma.grad.dtype} == {np.dtype(dtype)}
+        assert {mean.dtype, var.dtype} == {np.dtype("float32")}                   # which float16 has too few digits for
         np.testing.assert_allclose(mean.data, X.mean(axis=(0, 2, 3)), rtol=1e-2)
 
     def test_a_large_mean_does_not_swallow_the_variance(self):

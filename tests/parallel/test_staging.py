@@ -1,9 +1,10 @@
 """Staging: what comes off a device and goes back is what would be there without one, and its copies run beside the rest."""
 
+import numpy as np
 import pytest
 from trained import Case, alone, differences, together
 
-from minidl.parallel import EmulatedDevice, Request, Staging, local
+from minidl.parallel import EmulatedDevice, Layout, Request, Staging, local
 from minidl.parallel.engine import Engine
 
 
@@ -21,22 +22,27 @@ class Hand(Request):
 
 
 def test_without_a_device_there_is_nothing_to_wait_for():
-    assert list(Staging().to_host(100)) == [] and list(Staging().to_device(100)) == []
+    staging, x = Staging(), np.zeros(100)
+    assert list(staging.to_host(x, x)) == [] and list(staging.to_device(x, x)) == [] and staging.mark() is None
+    buffers = staging.buffers(Layout({"x": x}))
+    assert buffers.near is buffers.far
 
 
 @pytest.mark.parametrize("together_", [False, True])
 def test_a_way_has_one_copy_at_a_time(together_):
     """Moments and not durations: each copy ends so many bytes later than the one before it on the same way."""
     device = EmulatedDevice(rate=1.0, together=together_)               # a byte a second: nothing is over before this test is
-    first, second = device.to_host(1000)[0], device.to_host(500)[0]
-    back = device.to_device(2000)[0]
+    one, two, three = (np.zeros(size, np.uint8) for size in (1000, 500, 2000))
+    first, second = device.to_host(one, one)[0], device.to_host(two, two)[0]
+    back = device.to_device(three, three)[0]
     assert not first.done() and not second.done() and not back.done()
     assert second.moment == first.moment + 500
     assert back.moment == second.moment + 2000 if together_ else back.moment > first.moment + 900 and back.moment < second.moment + 1000
 
 
 def test_a_copy_of_nothing_is_over_at_once():
-    request = EmulatedDevice(rate=1.0).to_host(0)[0]
+    nothing = np.zeros(0)
+    request = EmulatedDevice(rate=1.0).to_host(nothing, nothing)[0]
     assert request.done()
 
 
@@ -95,13 +101,13 @@ def test_chunks_wait_for_their_copies():
     log = []
 
     class Watched(Staging):
-        def to_host(self, size):
-            log.append(("off", size))
-            return super().to_host(size)
+        def to_host(self, x, out, mark=None):
+            log.append(("off", x.nbytes))
+            return super().to_host(x, out)
 
-        def to_device(self, size):
-            log.append(("back", size))
-            return super().to_device(size)
+        def to_device(self, x, out):
+            log.append(("back", x.nbytes))
+            return super().to_device(x, out)
 
     case = Case(epochs=1, examples=10)                  # one step
     local.run(lambda communicator: together(communicator, case, chunk=1 << 20, staging=Watched()) and None, 1)
@@ -114,16 +120,16 @@ def test_a_worker_brings_weights_back_and_no_sums():
 
     def rank(communicator):
         class Watched(Staging):
-            def to_host(self, size):
-                logs[communicator.rank].append(("off", size))
+            def to_host(self, x, out, mark=None):
+                logs[communicator.rank].append(("off", x.nbytes))
                 return ()
 
-            def to_device(self, size):
-                logs[communicator.rank].append(("back", size))
+            def to_device(self, x, out):
+                logs[communicator.rank].append(("back", x.nbytes))
                 return ()
 
         together(communicator, Case(epochs=1, examples=10), "master-worker", chunk=1 << 20, staging=Watched())
 
     local.run(rank, 2)
     size = sum(x.nbytes for x in Case().model().state_dict().values())
-    assert logs == {0: [("off", size), ("back", size)], 1: [("off", size), ("back", size)]}
+    assert logs == {0: [("off", size), ("back", size), ("off", size)], 1: [("off", size), ("back", size)]}       # the master's new weights
