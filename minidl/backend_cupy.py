@@ -137,9 +137,9 @@ class Pool:
             return pool.malloc(size)
 
     @contextmanager
-    def watch(self, device: str) -> Iterator[Callable[..., int]]:
+    def watch(self, device: str | None) -> Iterator[Callable[..., int]]:
         """A function that tells how many bytes this thread's arrays have taken since; with most=True, the most since it was last asked."""
-        hook = _hook(self.cupy, ordinal(device))
+        hook = _hook(self.cupy, self.cupy.cuda.Device().id if device is None else ordinal(device))
         with hook:
             yield hook.now
 

@@ -88,5 +88,5 @@ class Library:
     memory: Callable[[str | None], Memory] | None = None        # of a device, or of the thread's; None where that is not known
     limit: Callable[[str, int], None] | None = None     # hold no more than so many bytes on a device; 0: no limit
     pool: Callable[[str], Any] | None = None            # a memory pool of one's own on a device, counted with the rest, within the limit
-    watch: Callable[[str], AbstractContextManager[Callable[..., int]]] | None = None        # see `watched`
+    watch: Callable[[str | None], AbstractContextManager[Callable[..., int]]] | None = None        # see `watched`
     solve_triangular: Callable[[Array, Array], Array] | None = None     # (L, b) to L^-1 b, L lower triangular, also for stacks; None: solve

@@ -212,6 +212,7 @@ class Recorder:
         phases      (start, end, thread, name, depth, peak memory, or 0)
         jobs        (start, end, thread, name, bytes): of the exchange
         kept        (layers, Function class, bytes): for the backward pass
+        tops        (layers, whether backward) -> the most bytes of a device that arrays have taken meanwhile; not a list
 
     `layers` is the stack of modules that were running (see errors.running); their paths are looked up afterwards. It belongs to the
     Profiles of one thread. Once there are MOST tuples of a kind nothing is written down any more, so that memory has a bound.
@@ -224,6 +225,9 @@ class Recorder:
         self.phases: list[tuple] = []
         self.jobs: list[tuple] = []
         self.kept: list[tuple] = []
+        self.tops: dict[tuple[Any, bool], int] = {}
+        self.inside = 0                                     # the most while operations ran that are in no layer, since one that is
+        self.watches: list[tuple[Any, Callable[..., int], int]] = []        # open, of devices that tell: what was taken when it was opened
         self.devices: dict[type, backend.Library] = {}      # libraries of arrays whose work goes on while Python does
         self.zeros: dict[type, tuple[int, Any]] = {}        # of each, a moment by both clocks
         self.passes, self.looking = 0, True                 # backward passes so far; whether memory is looked at until the next
@@ -243,8 +247,30 @@ class Recorder:
                 return perf_counter_ns()
             found = self.devices[library] = known
             found.synchronize()
+            self.watch(found)
             self.zeros[library] = perf_counter_ns(), found.event()         # type: ignore[misc]   # it has one
         return library, found.event()                       # type: ignore[misc]
+
+    def watch(self, library: backend.Library) -> None:
+        """From here on see how much the arrays of this thread take on its device, if that tells."""
+        if library.watch is not None and library.memory is not None and get_ident() == self.thread:
+            context = library.watch(None)
+            self.watches.append((context, context.__enter__(), library.memory(None).used))
+
+    def unwatch(self) -> None:
+        """See it no more, until `watch`. In the thread that has begun it."""
+        while self.watches:
+            self.watches.pop()[0].__exit__(None, None, None)
+
+    def top(self, stack: Any, backward: bool) -> None:
+        """An operation of a layer is over: remember the most that arrays took meanwhile. What a rule calls, in no layer, is its own."""
+        if get_ident() == self.thread:
+            most = sum(used + now(most=True) for _, now, used in self.watches)
+            if backward:
+                most = max(most, self.inside)
+            self.inside = max(most, self.inside) if stack is None and not backward else 0
+            if most > self.tops.get((stack, backward), 0):
+                self.tops[stack, backward] = most
 
     def takes(self, kind: list[tuple]) -> bool:
         """Whether one more of this kind is written down."""
@@ -277,6 +303,8 @@ class Recorder:
         ended = self.now(library) if self.devices else perf_counter_ns()
         if not self.takes(self.operations):
             return None
+        if self.watches:
+            self.top(running.get(), False)
         if type(y) is library:
             shape, looks = y.shape, y.base is not None and _among(y, arrays)
             made: Any = y.nbytes
@@ -293,6 +321,8 @@ class Recorder:
         """A gradient rule, or a method that rules share, is over."""
         ended = self.now(type(args[0])) if self.devices else perf_counter_ns()
         if self.takes(self.rules):
+            if self.watches:
+                self.top(node.stack, True)
             looks = result is args[0] or (getattr(result, "base", None) is not None and _among(result, args))
             self.rules.append((started, ended, get_ident(), node.record or unknown(function, node), step, looks))
 

@@ -90,7 +90,7 @@ class TestLimit:
 
     def test_what_is_kept_for_the_next_arrays_makes_way(self):
         limit(4 * MIB)
-        del (x := [emulated.xp.zeros(MIB, "uint8") for _ in range(4)])[:]
+        [emulated.xp.zeros(MIB, "uint8") for _ in range(4)].clear()
         assert emulated.xp.zeros(3 * MIB, "uint8").nbytes == 3 * MIB
 
     @pytest.mark.parametrize("device, size, words", [("cpu", MIB, "ulimit"), (DEVICE, -1, "taken"), (DEVICE, 1, "taken")])

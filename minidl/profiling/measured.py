@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from minidl import kernels, pool
-from minidl.errors import ArgumentError
+from minidl.errors import ArgumentError, layer_path
 from minidl.modes import mode
 from minidl.profiler import Recorder, counting, peak_memory, settled
 from minidl.profiling import ranks, rows, table
@@ -54,6 +54,7 @@ class Found:
     memory: dict[str, tuple[int, int]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
+    tops: dict[str, int] = field(default_factory=dict)  # by layer: the most bytes of a device that arrays took while it ran
     full: bool = False                                  # whether no more were written down, because there were too many
 
 
@@ -122,6 +123,9 @@ class Profile:
         """Write operations down from here on."""
         if not self._opened and self._recorder is not None:
             self._recorder.users += 1
+            if self._recorder.users == 1:
+                for library in self._recorder.devices.values():
+                    self._recorder.watch(library)
             self._write_to(self._recorder)
             self._opened = time.perf_counter_ns()
 
@@ -136,6 +140,7 @@ class Profile:
             self._opened = 0
             self._recorder.users -= 1
             if not self._recorder.users:
+                self._recorder.unwatch()
                 around = self._recorder.outer
                 self._write_to(around if around is not None and around.users else None)
 
@@ -175,7 +180,8 @@ class Profile:
         return Found(self._begun, sum(seconds for name, seconds in phases.items() if "/" not in name),
                      sum(max(min(end, last) - start, 0) for start, end in windows) / 1e9, phases,
                      {name: seconds - self._hidden.get(name, 0.0) for name, seconds in now.hidden.items()},
-                     risen(recorder.phases[self._place:now.place], self._clock.thread, self._peak), events, kept, last < now.at)
+                     risen(recorder.phases[self._place:now.place], self._clock.thread, self._peak), events, kept, highest(recorder),
+                     last < now.at)
 
     # What was measured
 
@@ -223,7 +229,7 @@ class Profile:
     @property
     def layers(self) -> list[rows.Layer]:
         """A row for each layer, what costs most first."""
-        return rows.layers(self.operations)
+        return rows.layers(self.operations, self.found.tops)
 
     @property
     def gaps(self) -> dict[str, float]:
@@ -308,6 +314,15 @@ class Profile:
                 later = (other.begun - ahead - mine.begun) / 1e9
                 other.events = [moved(Event(*event), rank, later) for event in events]
                 self.others.append(other)
+
+
+def highest(recorder: Recorder) -> dict[str, int]:
+    """By layer, the most bytes of a device that arrays took while it ran, forward or backward."""
+    found: dict[str, int] = {}
+    for (stack, _), most in recorder.tops.items():
+        path = layer_path(stack)
+        found[path] = max(found.get(path, 0), most)
+    return found
 
 
 def moved(event: Event, rank: int, later: float) -> Event:

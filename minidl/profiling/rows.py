@@ -35,7 +35,8 @@ class Phase:
 @dataclass
 class Layer:
     """Seconds in the operations of a layer. kept: bytes that a call keeps for the backward pass. made: of the results of one call of each
-    of its operations and rules.
+    of its operations and rules. peak: the most bytes of a GPU's memory that all arrays together took while it ran, 0 where that is not
+    known.
     """
 
     path: str
@@ -45,6 +46,7 @@ class Layer:
     backward: float = 0.0
     kept: int = 0
     made: int = 0
+    peak: int = 0
 
 
 @dataclass
@@ -140,11 +142,11 @@ def direction(event: Event) -> str:
     return "backward" if event.category == "rule" or phase == "backward" else "forward"
 
 
-def layers(rows: Iterable[Operation]) -> list[Layer]:
-    """A row for each layer, what costs most first."""
+def layers(rows: Iterable[Operation], tops: Mapping[str, int]) -> list[Layer]:
+    """A row for each layer, what costs most first. tops: the peak of each, where it is known."""
     found: dict[str, Layer] = {}
     for row in rows:
-        layer = found.setdefault(row.layer, Layer(row.layer))
+        layer = found.setdefault(row.layer, Layer(row.layer, peak=tops.get(row.layer, 0)))
         layer.seconds += row.seconds
         layer.share += row.share
         if row.direction in ("forward", "backward"):

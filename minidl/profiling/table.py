@@ -81,11 +81,13 @@ def operation_lines(profile: Profile, width: int, most: int) -> list[Line]:
 def layer_lines(profile: Profile, width: int) -> list[Line]:
     """The layers, with their memory."""
     found = [layer for layer in profile.layers if layer.path]
-    room = max(16, min(max((len(layer.path) for layer in found), default=0) + 2, width - 50))
-    rows: list[Line] = [(f"  {'layer':<{room}}{'share':>7}{'forward s':>11}{'backward s':>11}{'keeps':>9}{'makes':>9}", "bold")]
+    told = any(layer.peak for layer in found)           # of a GPU
+    room = max(16, min(max((len(layer.path) for layer in found), default=0) + 2, width - (60 if told else 50)))
+    rows: list[Line] = [(f"  {'layer':<{room}}{'share':>7}{'forward s':>11}{'backward s':>11}{'keeps':>9}{'makes':>9}"
+                         + (f"{'peak':>10}" if told else ""), "bold")]
     for layer in found[:LAYERS]:
         rows.append((f"  {fitted(layer.path, room - 1):<{room}}{percent(layer.share):>7}{layer.forward:>11.3f}{layer.backward:>11.3f}"
-                     f"{brief(layer.kept):>9}{brief(layer.made):>9}", ""))
+                     f"{brief(layer.kept):>9}{brief(layer.made):>9}" + (f"{brief(layer.peak):>10}" if told else ""), ""))
     if len(found) > LAYERS:
         rest = found[LAYERS:]
         rows.append((f"  {f'and {len(rest)} more':<{room}}{percent(sum(layer.share for layer in rest)):>7}"
