@@ -90,6 +90,21 @@ def test_an_error_is_seen():
         distance(x, x[:2])
 
 
+def test_work_is_shared_out_over_processes():
+    from gpu import together
+
+    assert together.each(math.factorial, range(5), "cuda:0") == [1, 1, 2, 6, 24] == together.each(math.factorial, range(5), "cpu")
+
+
+def test_what_cannot_run_is_told(device):
+    from bench.workloads import BY_NAME, Layer
+    from gpu import compiled
+
+    layer = Layer("vgg16", 2, 3, 3, 5, batch=1)
+    assert compiled.once(("gpu.layers", layer, "float16", device)) == ""
+    assert compiled.once(("gpu.networks", BY_NAME["mlp"], "int3", device)).startswith("mlp, int3: ")
+
+
 def test_sides_take_turns():
     from gpu.clock import Clock, compete, ratio
 

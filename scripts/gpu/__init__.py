@@ -3,6 +3,8 @@
     machine.py      the device and the versions; ceilings.py, how fast it can copy and multiply at all
     equal.py        every function and layer against NumPy; training.py, whole runs against the CPU's
     suite.py        the test suite
+    compiled.py     every kernel once, before anything is timed; together.py, several processes on the device, which compile beside
+                    one another
     clock.py        sides that take turns, timed by the device's events
     networks.py     training steps; layers.py, single convolutions of large networks; theirs.py, PyTorch's side
     table.py        all of it as one table

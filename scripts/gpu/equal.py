@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -17,23 +18,39 @@ from typing import Any
 
 import numpy as np
 
+from gpu import together
 from minidl import backend
 
 TESTS = Path(__file__).parents[2] / "tests"
 FOLDERS = ("functions", "nn")
+SHARES = 24                 # into which the cases are dealt out
 DTYPES = ("float32", "float16", "bfloat16")
 EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 MOST = {"float32": 64.0, "float16": 8.0, "bfloat16": 8.0}      # eps that a result may be off: sums and e^x are not done in one step
 
 
-def check(device: str, until: float = float("inf")) -> dict[str, Any]:
-    """Compare; until: the time.monotonic() after which no further case is begun.
+def check(device: str, until: float = math.inf) -> dict[str, Any]:
+    """Compare; until: the time.time() after which no further case is begun.
 
     Gives "cases", how many comparisons were made, "worst", for each dtype the largest errors with their names, "failed", and "left out".
     """
+    numbers = range(len(list(cases())))
+    parts = together.each(of_cases, [(device, until, numbers[i::SHARES]) for i in range(SHARES)], device)
+    found: dict[str, Any] = {"cases": sum(part["cases"] for part in parts), "worst": {}}
+    for word in ("failed", "left out"):
+        found[word] = [line for part in parts for line in part[word]]
+    for dtype in DTYPES:
+        found["worst"][dtype] = sorted((pair for part in parts for pair in part["worst"][dtype]), reverse=True)[:5]
+    return found
+
+
+def of_cases(task: tuple[str, float, Any]) -> dict[str, Any]:
+    """The same for some cases, by their numbers."""
+    device, until, numbers = task
     found: dict[str, Any] = {"cases": 0, "worst": {dtype: [] for dtype in DTYPES}, "failed": [], "left out": []}
-    for name, case in cases():
-        if time.monotonic() > until:
+    every = list(cases())
+    for name, case in (every[number] for number in numbers):
+        if time.time() > until:
             found["left out"].append(name)
             continue
         for dtype in DTYPES:
@@ -48,7 +65,6 @@ def check(device: str, until: float = float("inf")) -> dict[str, Any]:
             found["worst"][dtype].append((round(worst, 2), name))
             if worst > MOST[dtype]:
                 found["failed"].append(f"{name} {dtype}: off by {worst:.0f} eps, of at most {MOST[dtype]:.0f}")
-    found["worst"] = {dtype: sorted(pairs, reverse=True)[:5] for dtype, pairs in found["worst"].items()}
     return found
 
 

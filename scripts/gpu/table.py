@@ -19,7 +19,7 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
         ceilings = results["ceilings"]
         products = ", ".join(f"{name} {rate / 1e12:.1f}" for name, rate in ceilings["products"].items())
         yield f"ceilings of this device: copy {ceilings['copy'] / 1e9:.0f} GB/s; products {products} TFLOP/s"
-    for title, section in (("NumPy and the device", equal), ("training, against the CPU", trained), ("training steps", steps),
+    for title, section in (("NumPy and the device", equal), ("what did not run", failed), ("training, against the CPU", trained), ("training steps", steps),
                            ("convolutions, forward and gradients", convolutions), ("tests", tests), ("left out", left_out),
                            ("must reach", promised)):
         found = list(section(results))
@@ -38,6 +38,10 @@ def equal(results: dict[str, Any]) -> Iterator[str]:
         yield from (f"FAILED {failed}" for failed in found["failed"][:20])
         if found["left out"]:
             yield f"no time was left for {len(found['left out'])}: {', '.join(found['left out'][:8])}"
+
+
+def failed(results: dict[str, Any]) -> Iterator[str]:
+    yield from results.get("kernels", ())
 
 
 def trained(results: dict[str, Any]) -> Iterator[str]:
