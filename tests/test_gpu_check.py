@@ -97,8 +97,9 @@ def test_work_is_shared_out_over_processes():
 
 
 def test_what_cannot_run_is_told(device):
-    from bench.workloads import BY_NAME, Layer
     from gpu import compiled
+
+    from bench.workloads import BY_NAME, Layer
 
     layer = Layer("vgg16", 2, 3, 3, 5, batch=1)
     assert compiled.once(("gpu.layers", layer, "float16", device)) == ""

@@ -19,9 +19,7 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
         ceilings = results["ceilings"]
         products = ", ".join(f"{name} {rate / 1e12:.1f}" for name, rate in ceilings["products"].items())
         yield f"ceilings of this device: copy {ceilings['copy'] / 1e9:.0f} GB/s; products {products} TFLOP/s"
-    for title, section in (("NumPy and the device", equal), ("what did not run", failed), ("training, against the CPU", trained), ("training steps", steps),
-                           ("convolutions, forward and gradients", convolutions), ("tests", tests), ("left out", left_out),
-                           ("must reach", promised)):
+    for title, section in SECTIONS.items():
         found = list(section(results))
         if found:
             yield ""
@@ -126,3 +124,7 @@ def duration(seconds: float | None) -> str:
 
 def number(x: float | None) -> str:
     return "" if x is None else f"{x:.2f}" if x < 100 else f"{x:.0f}"
+
+
+SECTIONS = {"NumPy and the device": equal, "what did not run": failed, "training, against the CPU": trained, "training steps": steps,
+            "convolutions, forward and gradients": convolutions, "tests": tests, "left out": left_out, "must reach": promised}
