@@ -12,7 +12,8 @@ from minidl import optim, report
 from minidl.checkpoint import Found
 from minidl.optim.scaling import loss_scale_for
 from minidl.optim.schedule import value_at
-from minidl.parallel import Communicator
+from minidl.parallel import Communicator, exchange
+from minidl.parallel.device_staging import why_not_direct
 from minidl.run import part
 from minidl.task import Plan, Task
 
@@ -32,7 +33,7 @@ def announced(options: SimpleNamespace, optimizer: optim.Optimizer, task: Task, 
     return [
         ("optimizer", f"{options.optimizer}, {lr}"),
         *([("", kfac_described(options))] if options.optimizer == "kfac" else []),
-        *(exchange_described(options, world.size) if world is not None else []),
+        *(exchange_described(options, world.size, world.direct) if world is not None else []),
         ("epochs", f"{options.epochs}, each of {len(task.loader):,} minibatches of {options.batch_size}"),
         *place,
         *([("report", f"none: {report.missing()}; pip install 'minidl[viz]'")] if report.missing() else []),
@@ -49,8 +50,8 @@ def kfac_described(options: SimpleNamespace) -> str:
     return f"damping {options.damping:g}, KL clip {options.kl_clip:g}, {options.fisher} Fisher, {often}"
 
 
-def exchange_described(options: SimpleNamespace, processes: int) -> Plan:
-    """Who trains, and how they exchange what they have learned."""
+def exchange_described(options: SimpleNamespace, processes: int, cuda_aware: bool = False) -> Plan:
+    """Who trains, and how they exchange what they have learned. cuda_aware: whether MPI takes arrays of GPUs."""
     places = processes - options.spares
     learning = places - (not options.master_computes)
     scaled = loss_scale_for(options.dtype, options.loss_scale) is not None
@@ -64,6 +65,11 @@ def exchange_described(options: SimpleNamespace, processes: int) -> Plan:
     if options.sync_batch_norm:
         words.append("batch normalization over all")
     lines = [("processes", ", ".join(words))]
+    if options.device != "cpu":
+        why_not = why_not_direct(cuda_aware, exchange.kind(options.exchange), options.compress != "none")
+        way = f"through pinned host memory: {why_not}" if why_not else "from GPU to GPU: this MPI is CUDA-aware"
+        each = "each has a GPU of its host's; " if options.asked_device == "cuda" else ""
+        lines.append(("", f"{each}gradients go {way}"))
     if entire and options.overlap == "forward":
         lines.append(("", f"not overlap forward: {entire} needs all of the gradient before any weight changes"))
     if learning > options.batch_size:

@@ -98,15 +98,19 @@ def named_device(name: str) -> str:
         _load_cupy()
     if kind not in _by_name or (number and not number.isdigit()) or (kind == "cpu" and number):
         raise ArgumentError(f"device {name!r} is not known", hint='Devices are named "cpu", "cuda:0", "cuda:1", ...')
-    if kind == "cuda":
-        try:
-            count = _by_name["cuda"].xp.cuda.runtime.getDeviceCount()
-        except Exception as error:          # CuPy's own error type is only there with CuPy
-            raise DeviceError(f"{name}: CuPy finds no usable GPU ({error})",
-                              hint="Check the driver with nvidia-smi, or use the device cpu.") from None
-        if ordinal(name) >= count:
-            raise DeviceError(f"{name}: this machine has {count} CUDA device(s)", hint='The first one is "cuda:0".')
+    if kind == "cuda" and ordinal(name) >= (count := gpus(name)):
+        raise DeviceError(f"{name}: this machine has {count} CUDA device(s)", hint='The first one is "cuda:0".')
     return kind if kind == "cpu" else f"{kind}:{ordinal(name)}"
+
+
+def gpus(asker: str = "cuda") -> int:
+    """How many CUDA devices this process sees. DeviceError, which names whoever asks, without a usable one."""
+    library = _by_name.get("cuda") or _load_cupy()
+    try:
+        return int(library.xp.cuda.runtime.getDeviceCount())
+    except Exception as error:              # CuPy's own error type is only there with CuPy
+        raise DeviceError(f"{asker}: CuPy finds no usable GPU ({error})",
+                          hint="Check the driver with nvidia-smi, or use the device cpu.") from None
 
 
 def asarray(x: Any, device: str = "cpu") -> Array:

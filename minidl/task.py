@@ -27,7 +27,7 @@ from minidl.loop import Objective, classification, reconstruction
 from minidl.nn import BatchNorm, Module
 from minidl.optim.kfac.statistics import FISHERS
 from minidl.optim.scaling import loss_scale_for
-from minidl.parallel import mpi
+from minidl.parallel import ending, mpi
 from minidl.parallel.codecs import codec
 from minidl.parallel.elastic import Elastic
 from minidl.parallel.team import OVERLAPS
@@ -52,7 +52,7 @@ LEAST = {"epochs": 0, "batch_size": 1, "accumulate": 1, "momentum": 0, "weight_d
 TRAINING = ("epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum", "weight_decay", "schedule", "warm_up", "clip",
             "loss_scale", "capture", "augment", "seed", "out", "checkpoint_every", "keep", *KFAC,
             *(name for name in EXCHANGE if name not in ("exchange", "log_dir")))
-OF_THE_COMMAND = ("config", "resume", "out", "eval_only", "typed", "filed", "elastic", "spares", "log_dir", "profile",
+OF_THE_COMMAND = ("config", "resume", "out", "eval_only", "typed", "filed", "asked_device", "elastic", "spares", "log_dir", "profile",
                   "profile_steps")      # not for a resumed run
 
 Plan = list[tuple[str, str]]            # what will be done, in pairs of a word and a text
@@ -115,7 +115,7 @@ def settle(options: SimpleNamespace, processes: int | None = None) -> Plan:
         options.epochs = USUAL_EPOCHS.get(options.data, 10)
     if options.augment == "usual":
         options.augment = USUAL_AUGMENTATION.get(options.data, "none")
-    options.device = backend.named_device(options.device)
+    settle_device(options, processes)
     notes += settle_memory(options)
     notes += settle_precision(options)
     if options.capture:
@@ -157,6 +157,14 @@ def precision(options: SimpleNamespace) -> Plan:
     how = "dynamically" if scaling is None or scaling.dynamic else f"by {scaling.scale:g}"
     scaled = "" if scaling is None or options.eval_only else f", loss scaled {how}"
     return [("precision", f"{options.dtype}, weights float32{scaled}")]
+
+
+def settle_device(options: SimpleNamespace, processes: int | None) -> None:
+    """Find the device of this process. Of many, each takes a GPU of its host's, if the option names none: "cuda"."""
+    options.asked_device = getattr(options, "asked_device", options.device)         # what the others, and a resumed run, are asked for
+    if options.device == "cuda" and processes is not None:
+        options.device = f"cuda:{ending.place_here(mpi.world()) % max(backend.gpus(), 1)}"
+    options.device = backend.named_device(options.device)
 
 
 def settle_memory(options: SimpleNamespace) -> Plan:
@@ -241,6 +249,7 @@ def spelled(options: SimpleNamespace, many: bool) -> list[str]:
     for name, value in vars(options).items():
         if name in OF_THE_COMMAND or value is None or (name in EXCHANGE and not many):
             continue
+        value = options.asked_device if name == "device" else value
         if isinstance(value, bool):
             usual = EXCHANGE.get(name, False)
             words += [] if value == usual else [flag(name) if value else f"--no-{flag(name)[2:]}"]
@@ -309,6 +318,7 @@ class Task:
         """What a run's folder keeps, to be resumed and asked for predictions."""
         kept = {name: str(value) if isinstance(value, os.PathLike) else value
                 for name, value in vars(options).items() if name not in OF_THE_COMMAND}
+        kept["device"] = options.asked_device
         for name in ("data", "data_dir", "weights"):
             if kept[name] is not None and kept[name] not in CLASSES:            # a place: the run may be resumed from another folder
                 kept[name] = os.path.abspath(os.path.expanduser(kept[name]))

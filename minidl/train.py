@@ -324,7 +324,7 @@ def main(
                                                             "that gradients of 16 bits do not vanish: dynamic, or a number.  [default: "
                                                             "dynamic for float16, else 1]")] = None,
     tf32: Annotated[bool, typer.Option("--tf32", help="On a GPU, round the factors of float32 products to TF32: faster.")] = False,
-    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda:0, ...")] = "cpu",
+    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda:0, ...; cuda: of many processes, a GPU each.")] = "cpu",
     memory_limit: Annotated[str | None, typer.Option(metavar="SIZE", help="Of a GPU's memory: 8GiB, 500MB, 50%.  [default: all]")] = None,
     threads: Annotated[int | None, typer.Option(metavar="N", help="Threads that kernels work on.  [default: one a core]")] = None,
     capture: Annotated[bool, typer.Option("--capture", help="On a GPU, record training steps once and replay them: small networks gain.")]

@@ -7,6 +7,9 @@ import pytest
 from minidl import announce
 from minidl.task import EXCHANGE
 
+USUAL = {"optimizer": "sgd", "clip": None, "batch_size": 32, "dtype": "float32", "loss_scale": None, "device": "cpu", "asked_device": "cpu"}
+PINNED = "gradients go through pinned host memory: "
+
 
 class TestExchangeDescribed:
     """What is said of many processes."""
@@ -29,5 +32,15 @@ class TestExchangeDescribed:
          ["4, master-worker whose master only adds up, overlap backward"]),
     ])
     def test_who_trains_and_how(self, processes, changes, lines):
-        options = SimpleNamespace(**{**EXCHANGE, "optimizer": "sgd", "clip": None, "batch_size": 32, **changes})
+        options = SimpleNamespace(**{**EXCHANGE, **USUAL, **changes})
         assert [text for _, text in announce.exchange_described(options, processes)] == lines
+
+    @pytest.mark.parametrize("cuda_aware, changes, line", [
+        (False, {"asked_device": "cuda"}, f"each has a GPU of its host's; {PINNED}this MPI is not CUDA-aware"),
+        (False, {}, f"{PINNED}this MPI is not CUDA-aware"),
+        (True, {}, "gradients go from GPU to GPU: this MPI is CUDA-aware"),
+        (True, {"compress": "int8"}, f"{PINNED}they are compressed there"),
+    ])
+    def test_how_gradients_get_from_gpu_to_gpu(self, cuda_aware, changes, line):
+        options = SimpleNamespace(**{**EXCHANGE, **USUAL, "device": "cuda:0", "asked_device": "cuda:0", **changes})
+        assert [text for _, text in announce.exchange_described(options, 4, cuda_aware)][1:] == [line]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import runs
 
-from minidl import data, models, nn, optim, parallel
+from minidl import data, models, nn, optim, parallel, task
 from minidl.errors import ConfigError
 from minidl.launch import checked
 from minidl.optim.kfac.statistics import FISHERS
@@ -242,6 +242,29 @@ class TestManyProcesses:
             options, _ = settled("--model", model, "--sync-batch-norm")
             with pytest.raises(ConfigError, match="--sync-batch-norm would not be used: mlp has no batch normalization"):
                 make_task(options)
+
+
+class TestDevice:
+    @pytest.fixture
+    def place_on(self, monkeypatch):
+        """The device of a process on a host with two GPUs."""
+        monkeypatch.setattr(task.backend, "gpus", lambda: 2)
+        monkeypatch.setattr(task.backend, "named_device", lambda name: name)
+        monkeypatch.setattr(task.mpi, "world", lambda: None)
+
+        def found(asked, processes, place=0):
+            monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", str(place))
+            options = SimpleNamespace(device=asked)
+            task.settle_device(options, processes)
+            assert options.asked_device == asked
+            return options.device
+        return found
+
+    def test_each_process_of_a_host_has_the_next_gpu(self, place_on):
+        assert [place_on("cuda", 3, place) for place in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+
+    def test_but_where_one_is_named_or_there_is_one_process(self, place_on):
+        assert place_on("cuda:1", 3, 0) == "cuda:1" and place_on("cpu", 3, 1) == "cpu" and place_on("cuda", None, 1) == "cuda"
 
 
 class TestMakeModel:

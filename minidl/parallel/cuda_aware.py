@@ -32,11 +32,3 @@ def said(loaded: ctypes.CDLL) -> bool:
         return open_mpi() == 1
     answer = ctypes.c_int(0)
     return mpich is not None and mpich(CUDA, ctypes.byref(answer)) == 0 and answer.value == 1
-
-
-def way(direct: bool, lossy: bool = False) -> str:
-    """How gradients get from GPU to GPU, in words."""
-    if direct and not lossy:
-        return "gradients go from GPU to GPU: this MPI is CUDA-aware"
-    why = "they are compressed there" if lossy else "this MPI is not CUDA-aware"
-    return f"gradients go through pinned host memory: {why}"

@@ -30,7 +30,16 @@ def staging_for(devices: Collection[str], communicator: Communicator, exchange: 
     device = min(devices, default="cpu")
     if len(set(devices)) != 1 or backend.library_named(device).streams is None:
         return Staging()
-    return Direct(device) if communicator.direct and exchange.anywhere and not exchange.codec.lossy else Pinned(device)
+    return Pinned(device) if why_not_direct(communicator.direct, type(exchange), exchange.codec.lossy) else Direct(device)
+
+
+def why_not_direct(cuda_aware: bool, exchange: type[Exchange], lossy: bool) -> str:
+    """Why gradients are not sent from where they lie; "" if they are."""
+    if lossy:
+        return "they are compressed there"
+    if not exchange.anywhere:
+        return f"{exchange.__name__} adds them up there"
+    return "" if cuda_aware else "this MPI is not CUDA-aware"
 
 
 class Passed(Request):

@@ -187,6 +187,15 @@ def ranks_here() -> int:
     return int(tasks) if tasks.isdigit() and int(tasks) else 1
 
 
+def place_here(world: Communicator) -> int:
+    """The number of this rank among those on its host, from 0: as the launcher says, or by the hosts' names; then all ranks call it."""
+    for name in ("OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID", "MPI_LOCALRANKID", "PMI_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    hosts = world.gather_bytes(socket.gethostname().encode())
+    return hosts[:world.rank].count(hosts[world.rank])
+
+
 def begin() -> None:
     """The first thing that a rank does, before MPI: from now on it ends when mpiexec does, and hears launch's signals."""
     if PRTE in os.environ:

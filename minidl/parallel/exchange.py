@@ -232,6 +232,11 @@ def names() -> list[str]:
     return sorted(_kinds.known)
 
 
+def kind(name: str) -> type[Exchange]:
+    """The class of a strategy. ArgumentError for a name that is not known."""
+    return _kinds.find(name)
+
+
 def create(name: str, communicator: Communicator, layout: Layout, **options: Any) -> Exchange:
     """A strategy by its name. ArgumentError for a name that is not known."""
-    return _kinds.find(name)(communicator, layout, **options)
+    return kind(name)(communicator, layout, **options)

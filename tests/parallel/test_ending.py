@@ -13,7 +13,7 @@ import pytest
 from ranks import needs_mpi, run_mpi
 
 from minidl.errors import ConfigError, MinidlError, ShapeError
-from minidl.parallel import ending, quiet
+from minidl.parallel import ending, local, quiet
 
 
 def alone():
@@ -140,6 +140,24 @@ def test_ranks_on_this_host_are_counted_by_whoever_started_them(monkeypatch, var
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert ending.ranks_here() == count
+
+
+LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID", "MPI_LOCALRANKID", "PMI_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK")
+
+
+def test_the_place_of_a_rank_on_its_host_is_what_the_launcher_says(monkeypatch):
+    for name in LOCAL_RANKS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_LOCALID", "3")
+    assert ending.place_here(None) == 3
+
+
+def test_or_is_found_by_the_names_of_the_hosts(monkeypatch):
+    for name in LOCAL_RANKS:
+        monkeypatch.delenv(name, raising=False)
+    hosts = ["a", "b", "a", "a", "b"]
+    monkeypatch.setattr(ending.socket, "gethostname", lambda: hosts[int(threading.current_thread().name.split()[1])])
+    assert local.run(ending.place_here, 5) == [0, 0, 1, 2, 1]
 
 
 class TestQuiet:
