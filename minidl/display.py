@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from minidl.errors import ConfigError, MinidlError
+from minidl.errors import ConfigError, MemoryShortage, MinidlError
 from minidl.loop import Callback
 from minidl.run import Run
 
@@ -197,6 +197,8 @@ def memory_told() -> Iterator[None]:
     """Within the block too little memory is an error of minidl's, which says what to try."""
     try:
         yield
+    except MemoryShortage:
+        raise
     except MemoryError as error:
         short = MinidlError(f"Out of memory: {error}",
                             hint="Use a smaller --batch-size, or send each minibatch through in parts: --accumulate 4.")

@@ -36,7 +36,7 @@ def shortage(error: MemoryError, what: str, x: Array | None, nodes: Iterable[Any
     pieces = ", in pieces that are too small" if memory is not None and memory.room >= size else ""
     lines = [f"on {device}: {', '.join(f'{name} {each}' for name, each in taken(memory).items())}"] if memory is not None else []
     lines += [f"kept for the backward pass: {largest(keeping)}"] if keeping else []
-    found = MemoryShortage(f"{what}: {wanted}, {room}{pieces}", *lines, hint=HINT, **dict(facts or {}))
+    found = MemoryShortage(f"{what}: out of memory: {wanted}, {room}{pieces}", *lines, hint=HINT, **dict(facts or {}))
     found.asked, found.kept, found.memory, found.device = size, keeping, memory, device
     return found
 

@@ -133,7 +133,7 @@ class TestShortage:
         with pytest.raises(MemoryShortage) as caught:
             F.softmax_cross_entropy(model(x), y)
         text = str(caught.value)
-        assert re.match(r"\w+: [\d.]+ [KM]iB asked for, emulated:0 has [\d.]+ [KM]?i?B left", text)
+        assert re.match(r"\w+: out of memory: [\d.]+ [KM]iB asked for, emulated:0 has [\d.]+ [KM]?i?B left", text)
         assert re.search(r"\n  in layer features.[1-4] \(\w+\)\n  x: \(512, 16, \d, \d\) float32", text)
         assert re.search(r"\n  on emulated:0: arrays [\d.]+ MiB, .*limit [\d.]+ MiB\n", text)
         assert re.search(r"\n  kept for the backward pass: [\d.]+ MiB \(features.0 \(Conv2d\) [\d.]+ MiB", text)
@@ -163,7 +163,7 @@ class TestShortage:
 
     def test_of_others(self):
         found = shortage(MemoryError(), "sum", None)
-        assert "sum: more was asked for, cpu has no such piece" in str(found) and asked(found) == 0
+        assert "sum: out of memory: more was asked for, cpu has no such piece" in str(found) and asked(found) == 0
 
     def test_what_a_graph_keeps(self):
         w = Tensor(np.ones((4, 4), np.float32), requires_grad=True)
@@ -230,7 +230,7 @@ class TestRun:
             raise MemoryError
 
         monkeypatch.setattr(optim.SGD, "step", full)
-        with pytest.raises(MemoryShortage, match=r"fit, in \w+ of \w+: more was asked for.*\n(.*\n)*.*gradients"):
+        with pytest.raises(MemoryShortage, match=r"fit, in \w+ of \w+: out of memory: more was asked for.*\n(.*\n)*.*gradients"):
             run(64)
 
     def test_of_kfac_its_factors_too(self):

@@ -78,9 +78,10 @@ def summary(model: Module, input_shape: tuple[int, ...], dtype: Any = None, *, b
     for an embedding need "int64"). Multiply-adds are counted for layers that have a method `multiply_adds`: affine, convolution and
     its transpose; numbers are for one example. The model is left as it was. ShapeError, with the layer, if the shape does not fit.
 
-    batch: of a training step, whose memory on a CPU is then predicted too, from steps of a few examples on a copy. Counted is all that
-    NumPy allocates: parameters, gradients, activations, the inputs, what kernels need meanwhile, and what the optimizer remembers, if
-    it is told how to make one: `optimizer=minidl.optim.Adam`, or `lambda model: optim.SGD(model, lr=0.1, momentum=0.9)`.
+    batch: of a training step, whose memory is then predicted too, from steps of a few examples on a copy: on the model's GPU, or on the
+    CPU. Counted is all that the array library allocates: parameters, gradients, activations, the inputs, what kernels need meanwhile, and
+    what the optimizer remembers, if it is told how to make one: `optimizer=minidl.optim.Adam`, or
+    `lambda model: optim.SGD(model, lr=0.1, momentum=0.9)`.
     loss(outputs, x): the loss as a Tensor; squares of the outputs unless given, which need less than a loss over many outputs.
 
     >>> from minidl import nn

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import strict  # noqa: F401   makes the strict device known
+from minidl import backend, kernels, models, nn, optim
 from minidl import functions as F
-from minidl import models, nn, optim
 from minidl.errors import ArgumentError
 
 
@@ -123,3 +123,39 @@ def test_other_models():
 def test_a_batch_that_makes_no_sense(batch):
     with pytest.raises(ArgumentError, match="batch"):
         nn.summary(nn.Affine(4, 4), (4,), batch=batch)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(("name", "shape", "batch", "optimizer"), [
+    ("mlp", (1, 8, 8), 500, momentum), ("lenet", (1, 8, 8), 200, optim.Adam), ("cnn", (3, 8, 8), 30, momentum)])
+def test_on_a_device_it_is_the_device_s_memory(name, shape, batch, optimizer, dtype):
+    """Also of 16 bits, where weights are float32: what is copied in float32 on a CPU is not counted."""
+    emulated = pytest.importorskip("emulated")
+    if emulated.WHY_NOT:
+        pytest.skip(emulated.WHY_NOT)
+    device = "emulated:0"
+
+    def make():
+        return models.create(name, input_shape=shape, classes=10, generator=0).to(device=device)
+
+    def loss(outputs, x):
+        return F.softmax_cross_entropy(outputs, backend.asarray(np.zeros(len(x), np.int64), device))
+
+    with kernels.using("reference"):                    # which is quicker here; what is counted is what it takes
+        with backend.watched(device) as now:
+            model = make()
+            made = optimizer(model)
+            x = backend.asarray(np.zeros((batch, *shape), dtype), device)
+            for _ in range(2):
+                made.zero_grad()
+                outputs = model(x)
+                now(most=True)
+                loss(outputs, x).backward()
+                del outputs
+                made.step()
+            real = now(most=True)
+        found = nn.summary(model, shape, dtype, batch=batch, optimizer=optimizer, loss=loss).step
+    assert found.peak == pytest.approx(real, rel=0.15)
+    assert found.parameters == sum(p.data.nbytes for p in model.parameters())
+    assert found.minibatch == x.nbytes
+    assert batch - 1 <= found.most(found.peak) <= batch + 1 and found.most(found.parameters) == 0
