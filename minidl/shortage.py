@@ -31,7 +31,7 @@ def shortage(error: MemoryError, what: str, x: Array | None, nodes: Iterable[Any
     memory, keeping = backend.memory(device), kept(nodes)
     traceback.clear_frames(error.__traceback__)         # which may hold a kernel's temporary arrays
     size = asked(error)
-    wanted = f"{words(size)} asked for" if size else "more was asked for"
+    wanted = f"{words(size)} asked for" if size else str(error) or "more was asked for"
     room = f"{device} has no such piece" if memory is None else f"{device} has {words(memory.room)} left"
     pieces = ", in pieces that are too small" if memory is not None and memory.room >= size else ""
     lines = [f"on {device}: {', '.join(f'{name} {each}' for name, each in taken(memory).items())}"] if memory is not None else []
