@@ -57,9 +57,15 @@ def held(run: Run) -> dict[str, int]:
     parameters = [p.data for p in run.optimizer.parameters.values()]
     gradients = [p.grad.data for p in run.optimizer.parameters.values() if p.grad is not None]
     device, known = run.feed.device, {id(x) for x in [*parameters, *gradients]}
-    memories = {id(x): x for x in arrays_of(run.optimizer, set()) if id(x) not in known and backend.device_of(x) == device}
-    return {"parameters": total(parameters), "gradients": total(gradients), "optimizer": total(memories.values()),
-            "data set": run.feed.bytes()}
+    curvature = getattr(run.optimizer, "inner", None) is not None               # of KFAC, which leaves the rest to another optimizer
+
+    def memories(optimizer: Any) -> int:
+        found = {id(x): x for x in arrays_of(optimizer, set()) if id(x) not in known and backend.device_of(x) == device}
+        return total(found.values())
+
+    own = memories(run.optimizer.inner if curvature else run.optimizer)         # type: ignore[attr-defined]
+    return {"parameters": total(parameters), "gradients": total(gradients), "optimizer": own,
+            "factors and inverses": memories(run.optimizer) - own if curvature else 0, "data set": run.feed.bytes()}
 
 
 def total(arrays: Iterable[Array]) -> int:

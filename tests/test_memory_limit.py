@@ -234,25 +234,15 @@ class TestRun:
             run(64)
 
     def test_of_kfac_its_factors_too(self):
-        optimizers = []
-
-        def kfac(model):
-            optimizers.append(optim.KFAC(model, lr=0.01))
-            optimizers[0].hold = None
-            return optimizers[0]
-
-        class Stop(MemoryError):
-            pass
-
         class After(minidl.loop.Callback):
             def step(self, run, loss):
-                raise Stop
+                raise MemoryError
 
         with pytest.raises(MemoryShortage) as caught:
-            run(64, optimizer=kfac, callbacks=[After()])
-        held = re.search(r"optimizer ([\d.]+) (MiB|KiB)", str(caught.value))
-        parameters = 4 * (8 * 9 + 8 + 288 * 10 + 10)
-        assert float(held[1]) * (MIB if held[2] == "MiB" else 256) > 1.5 * parameters
+            run(64, optimizer=lambda model: optim.KFAC(model, lr=0.01), callbacks=[After()])
+        held = dict(re.findall(r"([a-z ]+) ([\d.]+) KiB", re.search("held in step 2: (.*)", str(caught.value))[1]))
+        assert float(held[" gradients"]) == float(held["parameters"]) == pytest.approx(11.6)
+        assert float(held[" factors and inverses"]) > 2 * 289 * 289 * 4 / 1024      # of the last layer's inputs alone
 
 
 class TestWords:

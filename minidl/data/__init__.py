@@ -4,6 +4,7 @@
     Dataset         samples and labels side by side             dataset.py
     Loader          minibatches, shuffled, shared, prefetched   loader.py, prefetch.py
     Normalise, ...  what is done to a minibatch                 transforms.py
+    Feed            minibatches on a GPU, copied in time        device.py
     read_image      one image, made to fit a model              images.py
 
 Importing this imports NumPy only; pooch and Pillow (pip install 'minidl[data]') are imported where something is downloaded or

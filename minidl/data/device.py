@@ -274,7 +274,9 @@ class Slots:
                 now.record(slot.read)
 
     def close(self) -> None:
-        """Copies may be under way that nobody will take: the memory is let go when they are over."""
+        """The memory is let go when nothing works on it: also copies that nobody will take, and reads on whatever streams they were."""
+        for slot in self.slots:
+            self.stream.wait_event(slot.read)
         if self.slots:
             self.stream.synchronize()
 
