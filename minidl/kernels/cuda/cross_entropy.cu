@@ -57,7 +57,7 @@ __device__ inline void by_row(const T *x, I rows, I classes, const L *labels, A 
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) softmax_cross_entropy(const T *x, I rows, I classes, I by_block, const L *labels,
+extern "C" __global__ void __launch_bounds__(512) softmax_cross_entropy(const T *x, I rows, I classes, I by_block, const L *labels,
                                                                         A smoothing, A *losses, const A *each, I stride, T *gx) {
     bool packed = classes % WIDE == 0 && aligned(x) && aligned(gx);
     BY_ROW(by_row, by_block, packed, x, rows, classes, labels, smoothing, losses, each, stride, gx)

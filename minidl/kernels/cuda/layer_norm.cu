@@ -33,7 +33,7 @@ __device__ inline void normalized(const T *x, I rows, I width, const A *gamma, c
     if (its.lane == 0) means[its.row] = mean, vars[its.row] = var;
 }
 
-extern "C" __global__ void __launch_bounds__(256) layer_norm(const T *x, I rows, I width, I by_block, const A *gamma, const A *beta, A eps,
+extern "C" __global__ void __launch_bounds__(512) layer_norm(const T *x, I rows, I width, I by_block, const A *gamma, const A *beta, A eps,
                                                              T *y, A *means, A *vars) {
     bool packed = width % WIDE == 0 && aligned(x) && aligned(y) && aligned(gamma) && aligned(beta);
     BY_ROW(normalized, by_block, packed, x, rows, width, gamma, beta, eps, y, means, vars)
@@ -77,7 +77,7 @@ __device__ inline void gradient(const T *gy, const T *x, I rows, I width, const 
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) layer_norm_gradient(const T *gy, const T *x, I rows, I width, I by_block, const A *gamma,
+extern "C" __global__ void __launch_bounds__(512) layer_norm_gradient(const T *gy, const T *x, I rows, I width, I by_block, const A *gamma,
                                                                       const A *means, const A *vars, A eps, const A *gmeans,
                                                                       const A *gvars, T *gx) {
     bool packed = width % WIDE == 0 && aligned(gy) && aligned(x) && aligned(gx) && aligned(gamma);

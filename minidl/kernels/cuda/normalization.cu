@@ -2,7 +2,7 @@
 //
 // Where S > 1 a block has one channel, and of its N * S numbers one of `pieces` pieces. Where S is 1 (columns) a block has 32 channels,
 // which lie side by side, and of their N numbers one piece: each warp takes a row. What the pieces give is written down and put together
-// in the next launch, by every block that needs it, always in the same order.
+// in the next launch, by every block that needs it, always in the same order. CURVED: whether activations other than ReLU are compiled.
 
 #include "packs.cuh"
 
@@ -229,7 +229,7 @@ __device__ inline void scaled(const T *x, I n, I c, I s, I pieces, const Moments
         load_chunk<V>(v, x, at, steps);
         #pragma unroll
         for (int k = 0; k < LOADS<V> * V; k++) v[k] = (v[k] - mean) * scale + shift;
-        activate(v, kind);
+        if (CURVED || kind == RELU) activate(v, CURVED ? kind : RELU);
         store_chunk<V>(y, v, at, steps);
     });
 }

@@ -15,9 +15,9 @@ from minidl.backend import Array
 from minidl.kernels.cuda import source
 from minidl.kernels.cuda.elementwise import KINDS, cast, takes
 
-NUMBERS = 8192          # of a piece, at least
+NUMBERS = 2048          # of a piece, at least: 8 a thread
 ROWS = 512              # of a piece, at least, where a row is a number a channel
-BLOCKS = 2048           # enough for any device
+BLOCKS = 1024           # that are wanted: enough for any device, and each with so much to do that its start does not count
 MOST = 512              # pieces of a channel
 
 
@@ -33,7 +33,7 @@ class Cut(NamedTuple):
 def cut(shape: tuple[int, ...]) -> Cut:
     n, c, s = shape[0], shape[1], math.prod(shape[2:])
     side_by_side = -(-c // 32) if s == 1 else c                 # blocks for one piece of every channel
-    pieces = max(1, min(-(-n // ROWS) if s == 1 else -(-n * s // NUMBERS), BLOCKS // side_by_side, MOST))
+    pieces = min(-(-n // ROWS) if s == 1 else -(-n * s // NUMBERS), -(-BLOCKS // side_by_side), MOST)
     return Cut((n, c, s, pieces), side_by_side * pieces, 512 if s == 1 else 256)
 
 
@@ -58,7 +58,7 @@ def batch_norm(x: Array, gamma: Array, beta: Array, eps: float, activation: str 
     parts = xp.empty((its.sizes[3], its.sizes[1], 3), dtype)
     _launch(x, "batch_moments", its, x, *its.sizes, parts)
     y, mean, var = xp.empty(x.shape, x.dtype), xp.empty(its.sizes[1], dtype), xp.empty(its.sizes[1], dtype)
-    _launch(x, "batch_norm", its, x, *its.sizes, parts, *parameters, float(eps), KINDS[activation], y, mean, var)
+    _normalize(x, its, parts, parameters[0], parameters[1], eps, activation, y, mean, var)
     return y, mean, var
 
 
@@ -69,7 +69,7 @@ def batch_norm_inference(x: Array, gamma: Array, beta: Array, mean: Array, var: 
         return NotImplemented
     gamma, beta, mean, var = parameters
     its, y = cut(x.shape), backend.of(x).empty(x.shape, x.dtype)
-    _launch(x, "batch_norm", its, x, *its.sizes, None, gamma, beta, float(eps), KINDS[activation], y, mean, var)
+    _normalize(x, its, None, gamma, beta, eps, activation, y, mean, var)
     return y
 
 
@@ -96,5 +96,12 @@ def as_computed(x: Array, *parameters: Array | None) -> list[Any] | None:
     return [p if p is None else source.dense(p) if p.dtype == dtype else cast(p, dtype) for p in parameters]
 
 
-def _launch(x: Array, name: str, its: Cut, *args: Any) -> None:
-    source.launch(x, "normalization", name, its.blocks, its.threads, *args, far=source.far(x))
+def _normalize(x: Array, its: Cut, parts: Array | None, gamma: Array, beta: Array, eps: float, activation: str | None, y: Array,
+               mean: Array, var: Array) -> None:
+    """Into y; with parts into mean and var, too."""
+    curved = "0" if activation in (None, "relu") else "1"
+    _launch(x, "batch_norm", its, x, *its.sizes, parts, gamma, beta, float(eps), KINDS[activation], y, mean, var, curved=curved)
+
+
+def _launch(x: Array, name: str, its: Cut, *args: Any, curved: str = "0") -> None:
+    source.launch(x, "normalization", name, its.blocks, its.threads, *args, far=source.far(x), CURVED=curved)

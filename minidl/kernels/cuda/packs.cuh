@@ -72,9 +72,9 @@ template <int n> __device__ inline void activate(A (&v)[n], I kind) {           
 
 struct Divisor { I d; unsigned m; I s; };
 
-__device__ inline I operator/(I i, Divisor by) {
-    if constexpr (sizeof(I) == 8) return i / by.d;
-    return (I)((unsigned long long)i * by.m >> (31 + by.s));
+template <typename N> __device__ inline N operator/(N i, Divisor by) {
+    if constexpr (sizeof(N) == 8) return i / by.d;
+    else return (N)((unsigned long long)i * by.m >> (31 + by.s));
 }
 
-__device__ inline I operator%(I i, Divisor by) { return i - i / by * by.d; }
+template <typename N> __device__ inline N operator%(N i, Divisor by) { return i - i / by * (N)by.d; }

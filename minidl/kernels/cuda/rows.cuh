@@ -3,7 +3,7 @@
 
 #include "packs.cuh"
 
-constexpr int HELD = 16;
+constexpr int HELD = 8;
 
 template <int V, bool block> struct Row {
     I row, width, chunks;

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-HELD = 16           # numbers of a row that a thread holds
+HELD = 8            # numbers of a row that a thread holds
 WARP = 32
-MOST = 256          # threads of a block
+WARPS = 8           # of a block, if each has a row
+MOST = 512          # threads of a block that has one row
 
 
 class Rows(NamedTuple):
@@ -22,5 +23,5 @@ class Rows(NamedTuple):
 def dealt(rows: int, width: int) -> Rows:
     """A warp a row where it can hold the row, else a block of as many threads as hold it, MOST at most."""
     if width <= WARP * HELD:
-        return Rows(rows, width, False, -(-rows // (MOST // WARP)), MOST)
+        return Rows(rows, width, False, -(-rows // WARPS), WARPS * WARP)
     return Rows(rows, width, True, rows, min(MOST, -(-width // (WARP * HELD)) * WARP))
