@@ -7,6 +7,7 @@ import pytest
 from late import DEVICE, late_streams
 from trained import Case, differences, images, left, numbers
 
+from devices import GPUS
 from minidl import backend, optim
 from minidl.data import Loader
 from minidl.loop import fit
@@ -42,15 +43,15 @@ def rank_of(communicator, case, exchange="allreduce", team=Team, device=DEVICE, 
 
 
 @functools.cache
-def alone(case, parts):
+def alone(case, parts, device=DEVICE):
     """What one process with the device leaves that takes each minibatch in so many parts."""
-    return left(*train(case, DEVICE, accumulate=parts))
+    return left(*train(case, device, accumulate=parts))
 
 
-def same(case, ranks, exchange="allreduce", kind=Pinned, **options):
+def same(case, ranks, exchange="allreduce", kind=Pinned, device=DEVICE, **options):
     """Training on so many ranks leaves that too."""
-    expected = alone(case, ranks)
-    found = local.run(lambda communicator: rank_of(communicator, case, exchange, chunk=100, **options), ranks, patience=20)
+    expected = alone(case, ranks, device)
+    found = local.run(lambda communicator: rank_of(communicator, case, exchange, device=device, chunk=100, **options), ranks, patience=20)
     assert [differences(expected, each) for each, _ in found] == [[]] * ranks
     assert {type(staging) for _, staging in found} == {kind}
 
@@ -72,6 +73,13 @@ def test_one_process_learns_what_it_learns_on_the_cpu():
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_training_gives_the_same_bits(streams, exchange, overlap, ranks):
     same(SHORT, ranks, exchange, overlap=overlap)
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("overlap", OVERLAPS)
+@pytest.mark.parametrize("device", GPUS)
+def test_and_on_a_gpu_with_its_own_streams(device, exchange, overlap):
+    same(Case(epochs=1, examples=23), 2, exchange, device=device, overlap=overlap)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import pytest
 
 import strict
 from curved import affine, conv, numbers, targets
+from devices import DEVICES
 from minidl import backend, nn
 from minidl import functions as F
 from minidl.optim import KFAC
@@ -35,9 +36,10 @@ def trained(net, device, steps=5, **options):
 
 @pytest.mark.parametrize("inversion", ["cholesky", "eigen", "ekfac"])
 @pytest.mark.parametrize("net", NETS)
-def test_the_weights_are_those_of_the_cpu(net, inversion):
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_weights_are_those_of_the_cpu(device, net, inversion):
     wanted = trained(net, "cpu", inversion=inversion)
-    for path, w in trained(net, DEVICE, inversion=inversion).items():
+    for path, w in trained(net, device, inversion=inversion).items():
         np.testing.assert_allclose(w, wanted[path], rtol=1e-7, atol=1e-9)
 
 
