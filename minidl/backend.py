@@ -122,8 +122,7 @@ def asarray(x: Any, device: str = "cpu") -> Array:
     device = named_device(device)
     if is_array(x) and device_of(x) == device:
         return x
-    library = _by_name[device.partition(":")[0]]
-    return library.asarray(x if isinstance(x, library.array) else to_numpy(x), device)
+    return _by_name[device.partition(":")[0]].asarray(to_numpy(x), device)
 
 
 def to_numpy(x: Any) -> np.ndarray:

@@ -24,7 +24,7 @@ def library(cupy: Any, name: str = "cuda") -> Library:
 
     def asarray(x: Any, device: str) -> Array:
         cupy.cuda.Device(ordinal(device)).use()          # what is made beside x, and done with it, is on its device too
-        return x.copy() if isinstance(x, cupy.ndarray) else cupy.asarray(x)
+        return cupy.asarray(x)
 
     def synchronize() -> None:
         cupy.cuda.get_current_stream().synchronize()
@@ -123,7 +123,8 @@ class Pool:
         """Hold no more than so many bytes on a device; 0: as many as there are."""
         with self.cupy.cuda.Device(ordinal(device)):
             self.cupy.get_default_memory_pool().set_limit(size=size)
-        self.cupy.cuda.set_allocator(self._within_limits if size else self.cupy.get_default_memory_pool().malloc)
+        if size:
+            self.cupy.cuda.set_allocator(self._within_limits)
 
     def _within_limits(self, size: int) -> Any:
         """An allocation. At its limit CuPy's pool gives up at once, also where what it holds is free, in pieces that are too small."""

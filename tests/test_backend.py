@@ -170,3 +170,56 @@ class TestGenerator:
 
     def test_no_seed_is_another_each_time(self):
         assert backend.generator().random() != backend.generator().random()
+
+
+class TestStreams:
+    """What works beside the current stream, on the emulated GPU, whose copies are as late as they may be."""
+
+    @pytest.fixture
+    def streams(self):
+        emulated = pytest.importorskip("emulated")
+        if emulated.WHY_NOT:
+            pytest.skip(emulated.WHY_NOT)
+        return backend.library_named("emulated:0").streams
+
+    def test_a_copy_is_there_when_its_event_is(self, streams):
+        host, there = streams.pinned((3, 4), "float32"), backend.asarray(np.zeros((3, 4), np.float32), "emulated:0")
+        host[...] = np.arange(12).reshape(3, 4)
+        stream, event = streams.new("emulated:0"), streams.event("emulated:0")
+        streams.copy(host, there, stream)
+        stream.record(event)
+        assert not there.get().any()                            # it has not begun: nobody has waited
+        streams.current("emulated:0").wait_event(event)
+        np.testing.assert_array_equal(there.get(), host)
+
+    def test_and_back(self, streams):
+        there, host = backend.asarray(np.arange(5), "emulated:0"), streams.pinned(5, np.int64)
+        host[...] = 0
+        stream, event = streams.new("emulated:0"), streams.event("emulated:0")
+        streams.current("emulated:0").record(event)
+        stream.wait_event(event)
+        streams.copy(there, host, stream)
+        assert not host.any()
+        stream.synchronize()
+        np.testing.assert_array_equal(host, np.arange(5))
+
+    @pytest.mark.parametrize("shape, dtype", [((), "float64"), (0, "int8"), ((2, 0, 3), "float32"), ((2, 3), bool), (7, np.int64)])
+    def test_pinned(self, streams, shape, dtype):
+        x = streams.pinned(shape, dtype)
+        assert type(x) is np.ndarray and x.shape == np.empty(shape).shape and x.dtype == dtype
+        assert x.flags.writeable and x.flags.c_contiguous
+
+    def test_of_another_device(self, streams):
+        stream = streams.new("emulated:1")
+        assert stream.device_id == 1
+        with streams.on("emulated:1"), stream:
+            assert streams.current("emulated:1") == stream
+        assert streams.current("emulated:0").device_id != 1
+
+    def test_between_two_devices(self, streams):
+        x = backend.asarray(np.arange(3), "emulated:0")
+        y = backend.asarray(x, "emulated:1")
+        backend.synchronize("emulated:1")
+        assert backend.device_of(x) == "emulated:0" and backend.device_of(y) == "emulated:1" and y.get().tolist() == [0, 1, 2]
+        assert backend.asarray(y, "emulated:1") is y
+        backend.asarray(x, "emulated:0")
