@@ -179,8 +179,14 @@ def _alike(items: Sequence[Item], limit: int) -> list[list[int]]:
 
 def _damped(items: Sequence[Item], members: list[int]) -> Array:
     """Matrices of one size as one stack, with what is added to their diagonals."""
-    damped = [plus_diagonal(*items[i][1:]) for i in members]
-    return damped[0] if len(damped) == 1 else backend.of(damped[0]).concatenate(damped)
+    if len(members) == 1:
+        return plus_diagonal(*items[members[0]][1:])
+    matrices, extras = zip(*[items[i][1:] for i in members])
+    xp = backend.of(matrices[0])
+    stack = xp.concatenate(matrices)
+    numbers = diagonals(stack)
+    numbers += xp.concatenate([xp.broadcast_to(extra.reshape(-1, 1), (len(m), 1)) for m, extra in zip(matrices, extras)])
+    return stack
 
 
 def _parted(items: Sequence[Item], members: list[int]) -> list[tuple[int, slice]]:
