@@ -180,7 +180,8 @@ class TestStreams:
         emulated = pytest.importorskip("emulated")
         if emulated.WHY_NOT:
             pytest.skip(emulated.WHY_NOT)
-        return backend.library_named("emulated:0").streams
+        yield backend.library_named("emulated:0").streams
+        emulated.xp.cuda.Device(0).use()
 
     def test_a_copy_is_there_when_its_event_is(self, streams):
         host, there = streams.pinned((3, 4), "float32"), backend.asarray(np.zeros((3, 4), np.float32), "emulated:0")
@@ -222,4 +223,3 @@ class TestStreams:
         backend.synchronize("emulated:1")
         assert backend.device_of(x) == "emulated:0" and backend.device_of(y) == "emulated:1" and y.get().tolist() == [0, 1, 2]
         assert backend.asarray(y, "emulated:1") is y
-        backend.asarray(x, "emulated:0")

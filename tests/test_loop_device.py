@@ -12,6 +12,13 @@ pytestmark = pytest.mark.skipif(bool(emulated.WHY_NOT), reason=emulated.WHY_NOT 
 AUGMENT = data.Compose(data.Shift(1), data.Normalise(0.3, 0.3))
 
 
+@pytest.fixture(autouse=True)
+def device_zero():
+    """The thread's device is the first again."""
+    yield
+    emulated.xp.cuda.Device(0).use()
+
+
 class NumPyOnly(data.Transform):
     """The same, told to be done on the CPU."""
 

@@ -27,6 +27,7 @@ DEVICE, MIB = "emulated:0", 2**20
 def unlimited():
     """A device without a limit, before and after, and with nothing in its pool; what is computed there is NumPy's, which is quicker."""
     gc.collect()
+    emulated.xp.cuda.Device(0).use()
     emulated.xp.get_default_memory_pool().free_all_blocks()
     with kernels.using("reference"):
         yield
@@ -49,7 +50,7 @@ class TestMemory:
         assert there.used - before.used == there.held - before.held == before.free - there.free == x.nbytes
         del x
         after = backend.memory(DEVICE)
-        assert after.used == before.used and after.held == there.held == after.peak and after.total == before.total
+        assert after.used == before.used and after.held == there.held <= after.peak and after.total == before.total
         assert after.room == before.room == before.free + before.held - before.used
 
     def test_of_each_device_its_own(self):
@@ -60,7 +61,6 @@ class TestMemory:
         with backend.on(DEVICE):
             assert backend.device_of(emulated.xp.zeros(1)) == DEVICE
         assert backend.memory(DEVICE).used == before[0] and backend.memory("emulated:1").used - before[1] >= x.nbytes + y.nbytes
-        backend.asarray(np.zeros(1), DEVICE)
 
     def test_unknown_of_the_cpu(self):
         assert backend.memory("cpu") is None and backend.peak_memory("cpu") == 0 and backend.watched("cpu") is None
