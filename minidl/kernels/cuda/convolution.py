@@ -6,14 +6,16 @@ are fixed, so that the same call is always done in the same way. im2col.py, impl
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
-from minidl import backend
+import numpy as np
+
 from minidl.backend import Array
 from minidl.kernels.choice import tf32_allowed
-from minidl.kernels.cuda import cublas, depthwise, im2col, implicit
-from minidl.kernels.cuda.source import dense
+from minidl.kernels.cuda import depthwise, im2col, implicit
+from minidl.kernels.cuda.source import dense, taken
 from minidl.kernels.window import Pair, Window
 
 # What a large GPU (an H200) does in a second, as its data sheet and the kinds of instructions let expect. These are estimates and not
@@ -33,7 +35,7 @@ def conv2d(x: Array, w: Array, window: Window, groups: int = 1, b: Array | None 
     out = window.out(x.shape[2:])
     if not takes(x, w, groups, out) or x.shape[1] != w.shape[1] * groups:
         return NotImplemented
-    chosen = algorithm or choose(FORWARD, x, len(w), w.shape[1] * groups, window, groups, out)
+    chosen = algorithm or choose(FORWARD, kind_of(x), len(x), len(w), w.shape[1] * groups, window, groups, out)
     x, w, b = dense(x), dense(w), b if b is None else dense(b)
     if chosen == "depthwise":
         return depthwise.conv2d(x, w, window, b, activation)
@@ -47,7 +49,7 @@ def conv2d_input(gy: Array, w: Array, size: Pair, window: Window, groups: int = 
     """See reference.conv2d_input."""
     if not takes(gy, w, groups, size) or gy.shape[1] != len(w):
         return NotImplemented
-    chosen = algorithm or choose(INPUT, gy, len(w), w.shape[1] * groups, window, groups, gy.shape[2:])
+    chosen = algorithm or choose(INPUT, kind_of(gy), len(gy), len(w), w.shape[1] * groups, window, groups, gy.shape[2:])
     gy, w, b = dense(gy), dense(w), b if b is None else dense(b)
     if chosen == "depthwise":
         return depthwise.conv2d_input(gy, w, size, window, groups, b)
@@ -60,7 +62,7 @@ def conv2d_weights(x: Array, gy: Array, window: Window, groups: int = 1, algorit
     """See reference.conv2d_weights; float32 for 16-bit arrays."""
     if not takes(x, gy, groups, window.kernel) or x.shape[1] % groups or gy.dtype != x.dtype:
         return NotImplemented
-    chosen = algorithm or choose(WEIGHTS, x, gy.shape[1], x.shape[1], window, groups, gy.shape[2:])
+    chosen = algorithm or choose(WEIGHTS, kind_of(x), len(x), gy.shape[1], x.shape[1], window, groups, gy.shape[2:])
     x, gy = dense(x), dense(gy)
     if chosen == "depthwise":
         return depthwise.conv2d_weights(x, gy, window)
@@ -71,7 +73,7 @@ def conv2d_weights(x: Array, gy: Array, window: Window, groups: int = 1, algorit
 
 def conv2d_patch_moments(x: Array, window: Window, groups: int = 1, bias: bool = False) -> Any:
     """See reference.conv2d_patch_moments; float32 for 16-bit images."""
-    if str(x.dtype) not in cublas.TYPES or not x.size or min(window.out(x.shape[2:])) < 1 or x.shape[1] % groups:
+    if not taken(x.dtype) or not x.size or min(window.out(x.shape[2:])) < 1 or x.shape[1] % groups:
         return NotImplemented
     return im2col.conv2d_patch_moments(dense(x), window, groups, bias)
 
@@ -81,34 +83,37 @@ MODULES = {"im2col": im2col, "implicit": implicit}
 
 def takes(x: Array, other: Array, groups: int, result: Pair) -> bool:
     """Whether these kernels can do a call: floats, nothing empty, x of the other's type or of 16 bits beside float32."""
-    types = str(x.dtype), str(other.dtype)
-    filters = other.shape[0] if other.ndim == 4 else 0
-    return (types[0] in cublas.TYPES and (types[1] == types[0] or (backend.is_half(x.dtype) and types[1] == "float32"))
-            and x.size > 0 and other.size > 0 and min(result) > 0 and filters > 0)
+    alike = other.dtype == x.dtype or (x.dtype.itemsize == 2 and other.dtype == np.float32)
+    return taken(x.dtype) and alike and x.size > 0 and other.size > 0 and min(result) > 0
 
 
-def choose(way: int, x: Array, filters: int, channels: int, window: Window, groups: int, out: Pair) -> str:
-    """The algorithm for a call that leaves it open. x: the images, or gy for INPUT. out: (OH, OW)."""
-    n, positions, places = len(x), math.prod(out), math.prod(window.kernel)
+def kind_of(x: Array) -> str:
+    """How numbers of x are multiplied: a name in the tables above."""
+    size = x.dtype.itemsize
+    return "16 bits" if size == 2 else "float64" if size == 8 else "TF32" if tf32_allowed() else "float32"
+
+
+@functools.lru_cache(maxsize=1024)
+def choose(way: int, kind: str, n: int, filters: int, channels: int, window: Window, groups: int, out: Pair) -> str:
+    """The algorithm for a call that leaves it open. out: (OH, OW)."""
+    positions, places = math.prod(out), math.prod(window.kernel)
     if groups == channels > 1:
         return "depthwise"
     if max(groups, math.prod(window.stride)) > im2col.LIMIT:
         return "im2col"
-    kind = "16 bits" if x.itemsize == 2 else "float64" if x.itemsize == 8 else "TF32" if tf32_allowed() else "float32"
     o, c = filters // groups, channels // groups
     products = n * positions * filters * c * places
     rows, columns, tall, wide = {FORWARD: (o, n * positions, o, positions), INPUT: (c, n * positions, c * places, positions),
                                  WEIGHTS: (o, c * places, o, c * places)}[way]
     by_implicit = products * waste(rows, implicit.height(rows)) * waste(columns, implicit.COLUMNS) / IMPLICIT[kind] + LAUNCH
-    by_library = products * waste(tall, 64) * waste(wide, 64) / LIBRARY[kind]
-    if x.itemsize == 2 and positions % 8 and way != WEIGHTS:        # rows that do not begin at multiples of 16 bytes
+    by_library = products * waste(tall, 64) * waste(wide, 64) / LIBRARY[kind] + groups * LAUNCH
+    if kind == "16 bits" and positions % 8 and way != WEIGHTS:      # rows that do not begin at multiples of 16 bytes
         by_library *= 2
     if not im2col.pointwise(window) or way == WEIGHTS:
-        size = max(x.itemsize, 4) if way == INPUT else x.itemsize
-        size = max(x.itemsize, 4) if way == INPUT else x.itemsize
+        size = 8 if kind == "float64" else 2 if kind == "16 bits" and way != INPUT else 4
         moved = n * positions * (channels * places + (filters if way == WEIGHTS else 0)) * size
         by_library += 2 * moved / CACHE + groups * LAUNCH * -(-moved // im2col.PIECE)
-    return "im2col" if by_library + groups * LAUNCH < by_implicit else "implicit"
+    return "im2col" if by_library < by_implicit else "implicit"
 
 
 def waste(length: int, tile: int) -> float:

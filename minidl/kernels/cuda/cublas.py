@@ -17,6 +17,8 @@ from ctypes import c_double, c_float, c_int, c_longlong, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from minidl import backend
 from minidl.backend import Array
 from minidl.errors import DeviceError, ShapeError
@@ -90,7 +92,7 @@ def multiply(a: Array, b: Array, y: Array, add: bool = False) -> None:
     compute = FLOAT64 if a.dtype.itemsize == 8 else TF32 if a.dtype.itemsize == 4 and tf32_allowed() else FLOAT32
     zero, one = ADDRESSES[compute]
     beta = one if add else zero
-    factor, result = TYPES[str(a.dtype)], TYPES[str(y.dtype)]
+    factor, result = type_of(a.dtype), type_of(y.dtype)
     current = handle_of(y)
     handle = current.on(xp.cuda.get_current_stream().ptr)
     # cuBLAS counts by columns, so that what it takes for b, a and y are their transposes: y^T = b^T a^T
@@ -104,6 +106,12 @@ def multiply(a: Array, b: Array, y: Array, add: bool = False) -> None:
             left.array.data.ptr, factor, left.row, left.step, beta, y.data.ptr, result, out.row, out.step, batch, compute,
             DEFAULT_ALGORITHM)
     check("a matrix product", status)
+
+
+@functools.cache
+def type_of(dtype: np.dtype) -> int:
+    """What cuBLAS calls a dtype."""
+    return TYPES[str(dtype)]
 
 
 def matrix(xp: Any, x: Array) -> Matrix:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
+
+import numpy as np
 
 from minidl import backend
 from minidl.backend import Array
 from minidl.kernels.cuda import source
 from minidl.kernels.cuda.elementwise import KINDS
-from minidl.kernels.cuda.im2col import LIMIT, THREADS, geometry, summed_in
+from minidl.kernels.cuda.im2col import LIMIT, THREADS, geometry
 from minidl.kernels.window import Pair, Window
 
 
@@ -31,7 +34,7 @@ def conv2d_input(gy: Array, w: Array, size: Pair, window: Window, groups: int, b
 def conv2d_weights(x: Array, gy: Array, window: Window) -> Array:
     """See reference.conv2d_weights; float32 for 16-bit arrays. x and gy are contiguous."""
     filters = gy.shape[1]
-    gw = backend.of(x).empty((filters, 1, *window.kernel), summed_in(x))
+    gw = backend.of(x).empty((filters, 1, *window.kernel), source.computed_in(x))
     source.launch(x, "depthwise", "depthwise_weights", (window.kernel[0] * window.kernel[1], min(filters, LIMIT)), THREADS, x, gy, gw,
                   len(x), filters, filters // x.shape[1], *x.shape[2:], *gy.shape[2:], window.kernel[1], *window.stride, *window.padding,
                   *window.dilation, far=source.far(x, gy), **types(x, None))
@@ -40,4 +43,10 @@ def conv2d_weights(x: Array, gy: Array, window: Window) -> Array:
 
 def types(w: Array, b: Array | None) -> dict[str, Any]:
     """Macros: the types of the filters' numbers and of the bias's."""
-    return {"M": source.NUMBERS[str(w.dtype)], "B": source.NUMBERS[summed_in(w) if b is None else str(b.dtype)]}
+    return macros(w.dtype, None if b is None else b.dtype)
+
+
+@functools.cache
+def macros(w: np.dtype, b: np.dtype | None) -> dict[str, Any]:
+    """The same, of dtypes."""
+    return {"M": source.NUMBERS[str(w)], "B": source.NUMBERS[str(b)] if b is not None else "double" if w.itemsize == 8 else "float"}

@@ -52,7 +52,7 @@ def conv2d_input(gy: Array, w: Array, size: Pair, window: Window, groups: int = 
     w = matching(w, gy).reshape(groups, filters, channels * places)
     gys = gy.reshape(n, groups, filters, positions)
     gx = xp.empty((n, groups * channels, *size), gy.dtype)
-    sums = np.dtype(summed_in(gy))
+    sums = np.dtype(source.computed_in(gy))
     if pointwise(window):
         for group in range(groups):
             cublas.multiply(w[group].T, gys[:, group], gx.reshape(n, groups, channels, -1)[:, group])
@@ -72,7 +72,7 @@ def conv2d_weights(x: Array, gy: Array, window: Window, groups: int = 1) -> Arra
     """See reference.conv2d_weights; float32 for 16-bit arrays. x and gy are contiguous."""
     xp, filters = backend.of(x), gy.shape[1] // groups
     terms, positions = x.shape[1] // groups * math.prod(window.kernel), math.prod(gy.shape[2:])
-    gw = xp.empty((groups, filters, terms), summed_in(x))
+    gw = xp.empty((groups, filters, terms), source.computed_in(x))
     gys = gy.reshape(len(gy), groups, filters, positions)
     for group in range(groups):
         for images, places in pieces(len(x), positions, terms * x.itemsize):
@@ -85,7 +85,7 @@ def conv2d_weights(x: Array, gy: Array, window: Window, groups: int = 1) -> Arra
 def conv2d_patch_moments(x: Array, window: Window, groups: int = 1, bias: bool = False) -> Array:
     """See reference.conv2d_patch_moments; float32 for 16-bit images. x is contiguous."""
     terms, positions = x.shape[1] // groups * math.prod(window.kernel) + bias, math.prod(window.out(x.shape[2:]))
-    moments = backend.of(x).empty((groups, terms, terms), summed_in(x))
+    moments = backend.of(x).empty((groups, terms, terms), source.computed_in(x))
     for group in range(groups):
         for images, places in pieces(len(x), positions, terms * x.itemsize):
             columns = beside_each_other(x[images], window, groups, group, places, terms, bias)
@@ -134,11 +134,6 @@ def pointwise(window: Window) -> bool:
 def matching(w: Array, x: Array) -> Array:
     """Weights rounded to the type of what they multiply."""
     return w if w.dtype == x.dtype else cast(w, x.dtype)
-
-
-def summed_in(x: Array) -> str:
-    """The type of a sum over many numbers of x."""
-    return "float64" if x.dtype.itemsize == 8 else "float32"
 
 
 def geometry(window: Window) -> tuple[int, ...]:

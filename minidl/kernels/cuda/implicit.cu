@@ -250,23 +250,24 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT) implicit(
     };
 
     // A thread brings one word of every APARTth row; of the right tile, where neighbouring columns and not neighbouring terms lie side by
-    // side in memory, half of a row
-    Word a[LEFT], b[RIGHT];
-    int k = tid % WORDS, first = tid / WORDS, half = tid / COLUMNS, mine = tid % COLUMNS;
+    // side in memory, half of a row. What comes from memory is not looked at before it is kept: meanwhile the tensor cores work
+    M a[LEFT][PER];
+    T b[RIGHT][PER];
+    int k = tid % WORDS, first = tid / WORDS, half = tid / COLUMNS, mine = tid % COLUMNS, some = (int)(rows - top);
 
     auto fetch_left = [&](I step) {
         const Place *here = terms[step & 1];
         I one = here[k * PER].other, other = here[k * PER + PER - 1].other;
         #pragma unroll
         for (int i = 0; i < LEFT; i++) {
-            I row = first + i * APART, from = row * map_step;
-            bool in = top + row < rows;
+            int row = first + i * APART;
+            I from = (row < some ? row : some - 1) * map_step;      // beyond the last row that one again: it is not stored
             if (PER == 2 && WAY != INPUT && pairs) {
-                PairOf pair = in && one >= 0 ? *(const PairOf *)&map[from + one] : PairOf{};
-                a[i] = word(number(pair.at[0]), number(pair.at[1]));
+                PairOf pair = one >= 0 ? *(const PairOf *)&map[from + one] : PairOf{};
+                a[i][0] = pair.at[0], a[i][PER - 1] = pair.at[1];
             } else {
-                T x = in && one >= 0 ? number(map[from + one]) : T{};
-                a[i] = word(x, PER == 1 ? x : in && other >= 0 ? number(map[from + other]) : T{});
+                a[i][0] = one >= 0 ? map[from + one] : M{};
+                if (PER == 2) a[i][PER - 1] = other >= 0 ? map[from + other] : M{};
             }
         }
     };
@@ -276,26 +277,28 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT) implicit(
         #pragma unroll
         for (int i = 0; i < RIGHT; i++) {
             const Place &column = places[WAY == WEIGHTS ? first + i * APART : mine];
-            const Place *term = here + (WAY == WEIGHTS ? k : half * RIGHT + i) * PER;
-            T x = gather(image, column, term[0], (int)height, (int)width);
-            b[i] = word(x, PER == 1 ? x : gather(image, column, term[PER - 1], (int)height, (int)width));
+            #pragma unroll
+            for (int e = 0; e < PER; e++) {
+                const Place &term = here[(WAY == WEIGHTS ? k : half * RIGHT + i) * PER + e];
+                b[i][e] = gather(image, column, term, (int)height, (int)width);
+            }
         }
     };
 
     auto keep_left = [&](I step) {
         #pragma unroll
-        for (int i = 0; i < LEFT; i++) left[step & 1][first + i * APART][k] = a[i];
+        for (int i = 0; i < LEFT; i++) left[step & 1][first + i * APART][k] = word(number(a[i][0]), number(a[i][PER - 1]));
     };
 
     auto keep_right = [&](I step) {
         #pragma unroll
         for (int i = 0; i < RIGHT; i++)
             if (WAY == WEIGHTS) {
-                right[step & 1][first + i * APART][k] = b[i];
+                right[step & 1][first + i * APART][k] = word(b[i][0], b[i][PER - 1]);
             } else if (i % QUAD == 0) {
                 Quad quad;
                 #pragma unroll
-                for (int j = 0; j < QUAD; j++) quad.at[j] = b[i + j];
+                for (int j = 0; j < QUAD; j++) quad.at[j] = word(b[i + j][0], b[i + j][PER - 1]);
                 *(Quad *)&right[step & 1][mine][half * RIGHT + i] = quad;
             }
     };
@@ -303,26 +306,18 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT) implicit(
     Sums sums{};
     plan(begin);
     __syncthreads();
-    if (begin < end) {
-        fetch_left(begin), fetch_right(begin);
-        keep_left(begin), keep_right(begin);
-        plan(begin + 1);
-    }
+    fetch_left(begin), fetch_right(begin);
+    keep_left(begin), keep_right(begin);
+    plan(begin + 1);
     __syncthreads();
-    for (I step = begin; step < end; step++) {
+    for (I step = begin; step < end; step++) {                  // what the last round fetches is not used
         const auto *l = left[step & 1], *r = right[step & 1];
-        bool more = step + 1 < end;
-        if (TENSOR) {
-            if (more) fetch_left(step + 1), fetch_right(step + 1);
-            sums.add<0, WORDS>(l, r);
-            if (more) keep_left(step + 1), keep_right(step + 1);
-        } else {                                                // one tile at a time, where registers are scarce
-            if (more) fetch_left(step + 1);
-            sums.add<0, WORDS / 2>(l, r);
-            if (more) keep_left(step + 1), fetch_right(step + 1);
-            sums.add<WORDS / 2, WORDS>(l, r);
-            if (more) keep_right(step + 1);
-        }
+        fetch_left(step + 1);
+        sums.add<0, WORDS / 2>(l, r);
+        keep_left(step + 1);
+        fetch_right(step + 1);
+        sums.add<WORDS / 2, WORDS>(l, r);
+        keep_right(step + 1);
         plan(step + 2);
         __syncthreads();
     }

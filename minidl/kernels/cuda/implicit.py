@@ -5,15 +5,18 @@ Tensor cores multiply 16-bit arrays, and float32 rounded to TF32 where that is a
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from minidl import backend
 from minidl.backend import Array
 from minidl.kernels.choice import tf32_allowed
 from minidl.kernels.cuda import source
 from minidl.kernels.cuda.elementwise import KINDS
-from minidl.kernels.cuda.im2col import geometry, summed_in
+from minidl.kernels.cuda.im2col import geometry
 from minidl.kernels.window import Pair, Window
 
 FORWARD, INPUT, WEIGHTS = range(3)
@@ -39,7 +42,7 @@ def conv2d_input(gy: Array, w: Array, size: Pair, window: Window, groups: int = 
 
 def conv2d_weights(x: Array, gy: Array, window: Window, groups: int = 1) -> Array:
     """See reference.conv2d_weights; float32 for 16-bit arrays. x and gy are contiguous."""
-    gw = backend.of(x).empty((gy.shape[1], x.shape[1] // groups, *window.kernel), summed_in(x))
+    gw = backend.of(x).empty((gy.shape[1], x.shape[1] // groups, *window.kernel), source.computed_in(x))
     launch(WEIGHTS, gy, x, gw, window, groups, gy.shape[2:])
     return gw
 
@@ -47,26 +50,45 @@ def conv2d_weights(x: Array, gy: Array, window: Window, groups: int = 1) -> Arra
 def launch(way: int, factor: Array, image: Array, y: Array, window: Window, groups: int, positions: Pair, b: Array | None = None,
            activation: str | None = None) -> None:
     """y from the factor that is read as it lies and the image whose patches are. positions: what implicit.cu calls down and across."""
-    n, channels, places = len(image), image.shape[1] // groups, math.prod(window.kernel)
-    rows = (y.shape[0] if way == WEIGHTS else y.shape[1]) // groups
+    kind, far = KINDS[activation], source.far(factor, image, y)
+    plan = plan_of(way, image.shape, y.shape, tuple(positions), window, groups, image.dtype, factor.dtype, y.dtype,
+                   None if b is None else b.dtype, on_tensor_cores(image), far)
+    parts = backend.of(y).empty((plan.splits, *y.shape), source.computed_in(image)) if plan.splits > 1 else None
+    source.launch(image, "implicit", "implicit", plan.blocks, THREADS, factor, image, y, parts, b, kind, in_pairs(way, factor, image),
+                  plan.splits, y.size, *plan.shape, far=far, **plan.types)
+    if parts is not None:
+        inner, channels = (1, 1) if way == WEIGHTS else (math.prod(y.shape[2:]), y.shape[1])
+        source.launch(image, "implicit", "finish", -(-y.size // THREADS), THREADS, parts, plan.splits, y.size, b, inner, channels, kind, y,
+                      far=far, **plan.types)
+
+
+class Plan(NamedTuple):
+    """What is the same for all calls of one shape."""
+
+    blocks: tuple[int, int, int]
+    splits: int                     # into how many parts the sums are cut
+    shape: tuple[Any, ...]          # as the kernel takes it
+    types: dict[str, Any]           # macros
+
+
+@functools.lru_cache(maxsize=1024)
+def plan_of(way: int, image: tuple[int, ...], y: tuple[int, ...], positions: Pair, window: Window, groups: int, dtype: np.dtype,
+            factor_dtype: np.dtype, y_dtype: np.dtype, b_dtype: np.dtype | None, tensor_cores: bool, far: bool) -> Plan:
+    """How a call is cut into blocks. image, y: their shapes."""
+    n, channels, places = image[0], image[1] // groups, math.prod(window.kernel)
+    rows = (y[0] if way == WEIGHTS else y[1]) // groups
     strides = window.stride if way == INPUT else (1, 1)
     classes, seen = math.prod(strides), n * math.prod(-(-length // stride) for length, stride in zip(positions, strides))
     columns, depth = (channels * places, seen) if way == WEIGHTS else (seen, channels * -(-places // classes))
     tall = height(rows)
     tiles = -(-rows // tall) * -(-columns // COLUMNS)
-    splits = parts_of(tiles * classes * groups, -(-depth // (64 // image.itemsize)), y.size)
-    parts = backend.of(y).empty((splits, *y.shape), summed_in(image)) if splits > 1 else None
+    splits = parts_of(tiles * classes * groups, -(-depth // (64 // dtype.itemsize)), math.prod(y))
     period = [stride // math.gcd(stride, dilation) for stride, dilation in zip(window.stride, window.dilation)]
-    kind, pairs, far = KINDS[activation], in_pairs(way, factor, image), source.far(factor, image, y)
-    types: dict[str, Any] = {"WAY": str(way), "ROWS": str(tall), "TENSOR": str(int(on_tensor_cores(image))),
-                             "M": source.NUMBERS[str(factor.dtype)], "Y": source.NUMBERS[str(y.dtype)],
-                             "B": source.NUMBERS[summed_in(y) if b is None else str(b.dtype)]}
-    source.launch(image, "implicit", "implicit", (tiles, classes, groups * splits), THREADS, factor, image, y, parts, b, kind, pairs,
-                  splits, y.size, n, groups, rows, channels, *image.shape[2:], *positions, *geometry(window), *period, far=far, **types)
-    if parts is not None:
-        inner, count = (1, 1) if way == WEIGHTS else (math.prod(y.shape[2:]), y.shape[1])
-        source.launch(image, "implicit", "finish", -(-y.size // THREADS), THREADS, parts, splits, y.size, b, inner, count, kind, y,
-                      far=far, **types)
+    bias = b_dtype or (np.dtype("float64") if dtype.itemsize == 8 else np.dtype("float32"))
+    types = {"WAY": str(way), "ROWS": str(tall), "TENSOR": str(int(tensor_cores)),
+             **{name: source.NUMBERS[str(its)] for name, its in (("M", factor_dtype), ("Y", y_dtype), ("B", bias))}}
+    shape = (n, groups, rows, channels, *image[2:], *positions, *geometry(window), *period)
+    return Plan((tiles, classes, groups * splits), splits, tuple(map(np.int64 if far else np.int32, shape)), types)
 
 
 def height(rows: int) -> int:

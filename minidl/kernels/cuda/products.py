@@ -11,7 +11,7 @@ import numpy as np
 
 from minidl import backend
 from minidl.backend import Array
-from minidl.kernels.cuda import cublas
+from minidl.kernels.cuda import cublas, source
 from minidl.kernels.cuda.elementwise import bias_activation, cast
 
 
@@ -30,21 +30,22 @@ def affine(x: Array, w: Array, b: Array | None = None, activation: str | None = 
 
 def affine_weights(x: Array, gy: Array) -> Any:
     """See kernels.products.affine_weights."""
-    return product(x.T, gy, "float32" if backend.is_half(x.dtype) else None)
+    return product(x.T, gy, "float32" if x.dtype.itemsize == 2 else None)
 
 
 def product(a: Array, b: Array, dtype: Any = None) -> Any:
     """a b of a's dtype, or of another; NotImplemented for what cuBLAS does not multiply: integers, empty arrays, vectors."""
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2] or not a.size or not b.size:
         return NotImplemented
-    if str(a.dtype) not in cublas.TYPES or str(b.dtype) not in cublas.TYPES:
+    if not source.taken(a.dtype) or not source.taken(b.dtype):
         return NotImplemented
+    half = a.dtype.itemsize == 2
     out = a.dtype if dtype is None else np.dtype(dtype)
     if b.dtype != a.dtype:
-        if not backend.is_half(a.dtype):
+        if not half:
             return NotImplemented
         b = cast(b.T, a.dtype).T if b.ndim == 2 and b.T.flags.c_contiguous else cast(b, a.dtype)
-    if out != a.dtype and not (backend.is_half(a.dtype) and out == np.float32):
+    if out != a.dtype and not (half and out == np.float32):
         return NotImplemented
     xp = backend.of(a)
     rows, columns = a.shape[-2], b.shape[-1]
