@@ -128,10 +128,10 @@ class Function:
         except MemoryError as error:
             nodes = [x.node for x in xs if isinstance(x, Tensor) and x.node is not None]
             raise shortage(error, self.name, next(filter(backend.is_array, arrays), None), nodes, self._seen(arrays)) from None
-        if recorder is not None:
-            record = recorder.operation(started, self, arrays, y, library)
         if first is not None and getattr(y, "dtype", first) is not first and not self.stays_wide:
             y = _rounded(y, arrays)
+        if recorder is not None:
+            record = recorder.operation(started, self, arrays, y, library)
 
         if not self.plan.single and (type(y) is not tuple or len(y) != len(self.outputs)):
             raise self._wrong_result(y)

@@ -119,6 +119,8 @@ def fit(model: Module, train: Any, test: Any, optimizer: Optimizer, epochs: int 
     if resume is not None:
         run.load_state(*resume)
     with backend.on(run.feed.device), team, ExitStack() as until_the_end:
+        if run.scaling is not None:         # which finds out by overflows how large it may be
+            until_the_end.enter_context(np.errstate(over="ignore", invalid="ignore"))
         if not team.begin(run, partial(rehearse, run, objective)):
             return run.history          # a spare that was never needed
         learning = until_the_end.enter_context(Capture(run, learn, device_of(model))) if capture else learn
