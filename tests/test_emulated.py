@@ -84,7 +84,8 @@ class TestThreads:
         ("if (threadIdx.x < 7)\n__syncthreads();\nelse\n__syncthreads();",
          "threads 0 to 6 wait at line 6 for the block; threads 7 to 63 wait at line 8"),
         ("if (threadIdx.x != 7) __syncwarp();", "lane 7, which has returned"),
-        ("if (threadIdx.x != 40) __shfl_sync(0xffffffff, 1, 0); else __syncthreads();", "threads 40 to 40 wait at line 5 for the block|threads 40 to 4"),
+        ("if (threadIdx.x != 40) __syncwarp();\nelse __syncthreads();",
+         "threads 32 to 39 wait at line 5 for their warp; threads 40 to 40 wait at line 6 for the block"),
         ("if (threadIdx.x % 2) __syncwarp(); else __ballot_sync(0xffffffff, 1);", "do different things"),
         ("__syncwarp(2);", "lane 0 is not in the mask 0x2"),
     ])
@@ -159,7 +160,8 @@ class TestArguments:
 
     @pytest.mark.parametrize(("changed", "says"), [
         ({"more": np.int32(1)}, "6 parameters, and is given 7"), ({"h": lambda: there([0], np.int16)}, "points to half_t"),
-        ({"x": lambda: there([0], np.float64)}, "array of float64, the parameter points to float32"), ({"n": 1}, "argument 3 is int64, the parameter is an integer of 32 bits"),
+        ({"x": lambda: there([0], np.float64)}, "array of float64, the parameter points to float32"),
+        ({"n": 1}, "argument 3 is int64, the parameter is an integer of 32 bits"),
         ({"n": np.float32(1)}, "argument 3 is float32"), ({"a": 2.0}, "argument 4 is float64"), ({"b": np.int32(1)}, "argument 5 is int32"),
         ({"x": np.zeros(1, np.float32)}, "argument 0 is a NumPy array"), ({"n": lambda: there([0], np.int32)}, "argument 3 is an array"),
         ({"x": np.int64(5)}, "argument 0 is int64"), ({"x": np.uint64(4096)}, "outside all arrays"), ({"x": None}, "Unsupported type"),

@@ -22,13 +22,11 @@ from strict import Module
 __all__ = ["WHY_NOT", "EmulatedArray", "backwards", "launches", "xp"]
 
 cuda = SimpleNamespace(
-    Device=Device, Stream=streams.Stream, Event=streams.Event, Graph=streams.Graph, MemoryPool=memory.MemoryPool, MemoryHook=memory.MemoryHook,
-    MemoryPointer=memory.MemoryPointer, PinnedMemoryPool=memory.PinnedMemoryPool, alloc=memory.alloc, alloc_pinned_memory=memory.alloc_pinned_memory,
-    get_allocator=memory.get_allocator, set_allocator=memory.set_allocator, using_allocator=memory.using_allocator,
-    set_pinned_memory_allocator=memory.set_pinned_memory_allocator, get_current_stream=streams.get_current_stream,
+    Device=Device, Stream=streams.Stream, Event=streams.Event, Graph=streams.Graph, get_current_stream=streams.get_current_stream,
     get_elapsed_time=streams.get_elapsed_time, runtime=runtime_api, is_available=lambda: True,
-    memory=SimpleNamespace(OutOfMemoryError=memory.OutOfMemoryError, MemoryHook=memory.MemoryHook, MemoryPointer=memory.MemoryPointer),
-    driver=SimpleNamespace(CUDADriverError=memory.CUDADriverError))
+    driver=SimpleNamespace(CUDADriverError=memory.CUDADriverError), memory=memory, **{name: getattr(memory, name) for name in (
+        "MemoryHook", "MemoryPointer", "MemoryPool", "PinnedMemoryPool", "alloc", "alloc_pinned_memory", "get_allocator", "set_allocator",
+        "set_pinned_memory_allocator", "using_allocator")})
 runtime_api.CUDARuntimeError = memory.CUDARuntimeError
 
 

@@ -11,11 +11,12 @@ from emulated import compile, memory, streams
 
 SUCCESS, NOT_INITIALIZED, INVALID_VALUE = 0, 1, 7
 WIDE = 70                               # CUBLAS_COMPUTE_64F: alpha and beta are doubles
+BYTES = {0: 4, 1: 8, 2: 2, 14: 2}       # of the numbers of a type
 
 
 @functools.cache
 def _gemm():
-    function = ctypes.PyDLL(str(compile.built((compile.HERE / "blas.cpp").read_text()))).gemm
+    function = ctypes.PyDLL(str(compile.built((compile.HERE / "blas.cpp").read_text(), "-O2"))).gemm
     i, p, w = ctypes.c_int, ctypes.c_void_p, ctypes.c_longlong
     function.argtypes = [i, i, i, i, i, p, p, i, i, w, p, i, i, w, p, p, i, i, w, i, i]
     return function
@@ -31,7 +32,8 @@ class Function:
         if self.argtypes is not None:
             if len(args) != len(self.argtypes):
                 raise TypeError(f"this function takes {len(self.argtypes)} arguments ({len(args)} given)")
-            args = [kind.from_param(arg) and arg if isinstance(arg, int | float) else arg for kind, arg in zip(self.argtypes, args)]
+            for kind, arg in zip(self.argtypes, args):
+                kind.from_param(arg)                    # TypeError for what ctypes does not take
         return self.call(*args)
 
 
@@ -40,9 +42,9 @@ class Library:
 
     def __init__(self):
         self._streams, self._next = {}, itertools.count(1)
-        for name in ("Create_v2", "Destroy_v2", "SetStream_v2", "SetWorkspace_v2", "SetMathMode", "GetVersion_v2", "GemmEx", "GemmStridedBatchedEx"):
+        for name in ("Create_v2", "Destroy_v2", "SetStream_v2", "SetWorkspace_v2", "SetMathMode", "GetVersion_v2", "GemmEx",
+                     "GemmStridedBatchedEx"):
             setattr(self, f"cublas{name}", Function(getattr(self, f"_{name}")))
-        self.calls = 0
 
     def _Create_v2(self, handle):
         if streams.get_current_stream().capture:
@@ -73,43 +75,39 @@ class Library:
         return SUCCESS
 
     def _GemmEx(self, handle, ta, tb, m, n, k, alpha, a, at, lda, b, bt, ldb, beta, c, ct, ldc, compute, algo):
-        return self._run(handle, compute, alpha, beta, (ta, tb, m, n, k), (a, at, lda, 0), (b, bt, ldb, 0), (c, ct, ldc, 0, 1, compute))
+        return self._GemmStridedBatchedEx(handle, ta, tb, m, n, k, alpha, a, at, lda, 0, b, bt, ldb, 0, beta, c, ct, ldc, 0, 1, compute,
+                                          algo)
 
-    def _GemmStridedBatchedEx(self, handle, ta, tb, m, n, k, alpha, a, at, lda, sa, b, bt, ldb, sb, beta, c, ct, ldc, sc, batch, compute, algo):
-        return self._run(handle, compute, alpha, beta, (ta, tb, m, n, k), (a, at, lda, sa), (b, bt, ldb, sb), (c, ct, ldc, sc, batch, compute))
-
-    def _run(self, handle, compute, alpha, beta, sizes, a, b, c):
+    def _GemmStridedBatchedEx(self, handle, ta, tb, m, n, k, alpha, a, at, lda, sa, b, bt, ldb, sb, beta, c, ct, ldc, sc, batch, compute,
+                              algo):
         if _address(handle) not in self._streams:
             return NOT_INITIALIZED
-        self.calls += 1
         kind = ctypes.c_double if compute == WIDE else ctypes.c_float
         alpha, beta = (kind(kind.from_address(_address(x)).value) for x in (alpha, beta))
-        a, b, c = ((_address(first), *rest) for first, *rest in (a, b, c))
-        args = (*sizes, ctypes.addressof(alpha), *a, *b, ctypes.addressof(beta), *c)
-        stream = streams.by_ptr(self._streams[_address(handle)])
-        looked = _gemm()(*sizes[:2], 0, 0, 0, *args[5:]) if 0 in sizes[2:] else self._sound(sizes, a, b, c)
-        if looked:
-            return looked
+        matrices = ((_address(a), at, lda, sa), (_address(b), bt, ldb, sb), (_address(c), ct, ldc, sc))
 
-        def run(keep=(alpha, beta)):
-            _gemm()(*args)
+        def gemm(batch):
+            return _gemm()(ta, tb, m, n, k, ctypes.addressof(alpha), *matrices[0], *matrices[1], ctypes.addressof(beta), *matrices[2],
+                           batch, compute)
+
+        def run():
+            gemm(batch)
             wrong = memory.edges()
             if wrong:
                 raise RuntimeError(f"cublas: {wrong}")
-        streams.enqueue(run, stream=stream)
-        return SUCCESS
-
-    def _sound(self, sizes, a, b, c):
-        """The status of a call whose numbers are not looked at: with an empty batch nothing is computed, but everything checked."""
-        one = ctypes.c_double(0)
-        status = _gemm()(*sizes, ctypes.addressof(one), *a, *b, ctypes.addressof(one), *c[:4], 0, c[5])
-        (ta, tb, m, n, k), batch = sizes, c[4]
-        for (place, kind, leading, stride, *_), columns in ((a, m if ta else k), (b, k if tb else n), (c, n)):
-            rows = {id(a): k if ta else m, id(b): n if tb else k, id(c): m}[id((a, b, c)[[a, b, c].index((place, kind, leading, stride, *_))])]
-            last = (batch - 1) * max(stride, 0) + (columns - 1) * leading + rows
-            if not status and batch and memory.room(place) < last * {0: 4, 1: 8, 2: 2, 14: 2}[kind]:
-                raise ValueError(f"cublas: a matrix of {rows} x {columns}, leading dimension {leading}, does not lie in an array")
+        status = gemm(0)                                # computes nothing, and looks at everything but the numbers
+        if status == SUCCESS:
+            for matrix, size in zip(matrices, ((k, m) if ta else (m, k), (n, k) if tb else (k, n), (m, n))):
+                _must_lie_in_an_array(*matrix, *size, batch)
+            streams.enqueue(run, stream=streams.by_ptr(self._streams[_address(handle)]))
         return status
+
+
+def _must_lie_in_an_array(place, kind, leading, stride, rows, columns, batch):
+    """ValueError for a matrix of which a part is elsewhere."""
+    last = (batch - 1) * stride + (columns - 1) * leading + rows
+    if rows * columns * batch and memory.room(place) < last * BYTES[kind]:
+        raise ValueError(f"cublas: a matrix of {rows} x {columns}, leading dimension {leading}, does not lie in an array")
 
 
 def _address(x):

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -11,8 +12,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++")
-WHY_NOT = "" if COMPILER and os.uname().sysname == "Linux" else "the emulated device needs g++ and Linux"
-FLAGS = ("-std=c++17", "-O1", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-ffp-contract=off")
+WHY_NOT = "" if COMPILER and platform.system() == "Linux" else "the emulated device needs g++ and Linux"
+FLAGS = ("-std=c++17", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-ffp-contract=off")
 
 
 def built(code, *flags):
@@ -35,4 +36,4 @@ def built(code, *flags):
 @functools.cache
 def runtime():
     """The library that runs kernels, whose names kernels find when they are loaded."""
-    return ctypes.PyDLL(str(built((HERE / "runtime.cpp").read_text())), mode=ctypes.RTLD_GLOBAL)
+    return ctypes.PyDLL(str(built((HERE / "runtime.cpp").read_text(), "-O2")), mode=ctypes.RTLD_GLOBAL)

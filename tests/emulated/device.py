@@ -13,7 +13,8 @@ from emulated.memory import CUDARuntimeError
 from strict import EXPLICIT, StrictArray, arrays_in, the_device, unwrap
 
 # While a stream captures, CuPy cannot do these: the host must know what comes out, or they are cuBLAS's or cuSOLVER's
-WAIT = {"argwhere", "bincount", "compress", "extract", "flatnonzero", "histogram", "ndarray.item", "ndarray.nonzero", "ndarray.tolist", "nonzero", "unique"}
+WAIT = {"argwhere", "bincount", "compress", "extract", "flatnonzero", "histogram", "ndarray.item", "ndarray.nonzero", "ndarray.tolist",
+        "nonzero", "unique"}
 PRODUCTS = {"dot", "einsum", "inner", "matmul", "ndarray.__matmul__", "ndarray.__rmatmul__", "ndarray.dot", "tensordot", "vdot"}
 
 

@@ -5,7 +5,6 @@ are wrong.
 """
 
 import ctypes
-import functools
 import re
 from contextlib import contextmanager
 
@@ -16,8 +15,9 @@ from emulated.device import EmulatedArray
 from emulated.memory import CUDADriverError
 
 CHECKS = "alignment,bounds,signed-integer-overflow,shift,integer-divide-by-zero"
-FLAGS = ("-fvisibility=hidden", "-fno-gnu-unique", f"-fsanitize={CHECKS}", "-Wno-unused")
-KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+(?:void\s+__launch_bounds__(\([^)]*\))|__launch_bounds__(\([^)]*\))\s+void|void)\s+(\w+)\s*\(')
+FLAGS = ("-Og", "-fvisibility=hidden", "-fno-gnu-unique", f"-fsanitize={CHECKS}", "-Wno-unused")
+BOUNDS = r"__launch_bounds__(\([^)]*\))"
+KERNEL = re.compile(rf'extern\s+"C"\s+__global__\s+(?:void\s+{BOUNDS}|{BOUNDS}\s+void|void)\s+(\w+)\s*\(')
 DYNAMIC = re.compile(r"extern\s+__shared__\s+(?:__align__\(\d+\)\s+|alignas\(\d+\)\s+)?([\w:]+(?:\s+\w+)*?)\s+(\w+)\s*\[\s*\]\s*;")
 MACRO = re.compile(r"^#define (\w+) (.+)$", re.MULTILINE)
 PTX = re.compile(r'^#line 1 "ptx.cuh"$.*?^(?=#line)', re.MULTILINE | re.DOTALL)
@@ -53,7 +53,7 @@ class About(ctypes.Structure):
 def translated(code, macros):
     """CUDA source as C++ that g++ takes, in a namespace of its own, with the signature of every kernel in it. macros: (name, value)s."""
     kernels = [(found[3], found[1] or found[2] or "()") for found in KERNEL.finditer(code)]
-    code = PTX.sub("", code) if '#line 1 "ptx.cuh"' in code else code
+    code = PTX.sub("", code)
     code = DYNAMIC.sub(r"\1* const \2 = (\1*)emulated_shared;", re.sub(r'extern\s+"C"\s+(?=__global__)', "", code))
     shim, signature = ((compile.HERE / name).read_text() for name in ("cuda.h", "signature.h"))
     most = "\n".join(f"constexpr int most_{name} = inside::first{bounds};" for name, bounds in kernels)
@@ -70,7 +70,8 @@ class RawModule:
         for option in options:
             if not option.startswith(("-D", "--std=", "-std=", "--use_fast_math")):
                 raise ValueError(f"the emulated compiler does not know the option {option}")
-        macros = [option[2:].partition("=")[::2] for option in options if option.startswith("-D")] + MACRO.findall(code.partition("#line")[0])
+        macros = [option[2:].partition("=")[::2] for option in options if option.startswith("-D")]
+        macros += MACRO.findall(code.partition("#line")[0])
         compile.runtime()
         self.library = ctypes.PyDLL(str(compile.built(translated(code, macros), *FLAGS)))
 
@@ -110,12 +111,10 @@ class RawKernel:
 
         def run():
             pointers = (ctypes.c_void_p * max(len(values), 1))(*(value.ctypes.data for value in values))
-            wrong = _launch(self.about.call, pointers, (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block), shared_mem, self.mark, order)
+            sizes = (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block)
+            wrong = _launch(self.about.call, pointers, *sizes, shared_mem, self.mark, order)
             if wrong:
                 raise RuntimeError(f"{self.name}: {wrong.decode()}")
-            wrong = memory.edges()
-            if wrong:
-                raise RuntimeError(f"{self.name}: {wrong}")
         streams.enqueue(run, arrays)
 
     def _value(self, i, arg, parameter):
@@ -147,7 +146,8 @@ class RawKernel:
 
 
 def _named(kind, size):
-    return {"p": "a pointer", "f": f"float{8 * size}", "i": f"an integer of {8 * size} bits", "h": "half_t", "b": "bfloat_t"}.get(kind, kind)
+    names = {"p": "a pointer", "f": f"float{8 * size}", "i": f"an integer of {8 * size} bits", "h": "half_t", "b": "bfloat_t"}
+    return names.get(kind, kind)
 
 
 def _launch(*args):

@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections import defaultdict, deque
 from contextlib import contextmanager
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from emulated import compile
 
 UNIT = 512                              # what memory is counted in; and the bytes before and after it that nobody may write to
 TOTAL = 2 * 2**30                       # bytes of a device
-QUARANTINE = 2**25                      # bytes given back that are watched for a while
+QUARANTINE = 2**21                      # bytes given back that are watched for a while
 
 current = threading.local()             # the thread's device, stream, allocator and hooks
 
@@ -47,8 +48,8 @@ def device():
 class Memory:
     """A piece that the driver gives: `bytes` is a NumPy array of it."""
 
-    _taken = defaultdict(int)           # bytes a device has given
-    _gone = deque()
+    _taken: ClassVar = defaultdict(int)             # bytes that a device has given
+    _gone: ClassVar = deque()                       # what was given back lately
 
     def __init__(self, size):
         self.device_id, self.size = device(), size
@@ -219,7 +220,7 @@ def raw(size):
 
 def alloc(size):
     """Memory for an array, from the pool in force."""
-    return getattr(current, "allocator", None or _allocator)(size)
+    return get_allocator()(size)
 
 
 def get_allocator():

@@ -406,5 +406,6 @@ extern "C" const char* emulated_launch(Call kernel, void** args, const unsigned*
         }
     for (int i = 0; i < 3; i++) sigaction(signals[i], old + i, nullptr);
     sigaltstack(&before, nullptr);
+    if (message.empty()) emulated_edges();
     return message.empty() ? nullptr : message.c_str();
 }

@@ -44,7 +44,8 @@ def driverGetVersion():
 
 
 def memcpyAsync(dst, src, size, kind, stream):
-    for place, on_device in ((dst, kind in (memcpyHostToDevice, memcpyDeviceToDevice)), (src, kind in (memcpyDeviceToHost, memcpyDeviceToDevice))):
+    onto, out = kind in (memcpyHostToDevice, memcpyDeviceToDevice), kind in (memcpyDeviceToHost, memcpyDeviceToDevice)
+    for place, on_device in ((dst, onto), (src, out)):
         if memory.room(place) < size if on_device else memory.room(place):
             raise CUDARuntimeError("cudaErrorInvalidValue: invalid argument")
     stream, host = streams.by_ptr(stream), [place for place in (dst, src) if not memory.room(place)]

@@ -66,8 +66,8 @@ class Stream:
                 if not other.is_non_blocking and other.device_id in (-1, device()):
                     if other.capture:
                         other.capture.wrong = True
-                        raise CUDARuntimeError("cudaErrorStreamCaptureImplicit: operation would make the legacy stream depend on a capturing "
-                                               "blocking stream")
+                        raise CUDARuntimeError("cudaErrorStreamCaptureImplicit: operation would make the legacy stream depend on a "
+                                               "capturing blocking stream")
                     other.flush()
         elif not self.is_non_blocking:
             Stream.null.flush()
@@ -97,7 +97,7 @@ class Stream:
     def wait_event(self, event):
         if event.capture is not None and event.capture is not self.capture:
             if self.capture is not None:
-                raise CUDARuntimeError("cudaErrorStreamCaptureMerge: operation would result in a merge of two independent capture sequences")
+                raise CUDARuntimeError("cudaErrorStreamCaptureMerge: operation would result in a merge of two independent captures")
             self.capture = event.capture                                # the stream joins the capture
             event.capture.streams.append(self)
         elif self.capture and event.capture is None and event.stream is not None:
