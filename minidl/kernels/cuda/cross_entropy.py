@@ -34,8 +34,8 @@ def softmax_cross_entropy_gradient(x: Array, labels: Array, smoothing: float, ea
 
 
 def _launch(x: Array, labels: Array, smoothing: float, losses: Array | None, each: Array | None, stride: bool, gx: Array | None) -> None:
-    if str(labels.dtype) not in LABELS:
+    if source.named(labels.dtype) not in LABELS:
         labels = labels.astype("int64")
     its = dealt(*x.shape)
     source.launch(x, "cross_entropy", "softmax_cross_entropy", its.blocks, its.threads, x, *its[:3], source.dense(labels), float(smoothing),
-                  losses, each, stride, gx, far=source.far(x), L=LABELS[str(labels.dtype)])
+                  losses, each, stride, gx, far=source.far(x), L=LABELS[source.named(labels.dtype)])

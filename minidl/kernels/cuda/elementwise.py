@@ -32,7 +32,7 @@ def bias_activation(y: Array, b: Array | None, activation: str | None, axis: int
         return y
     channels, inner = (1, 1) if b is None else (y.shape[axis], math.prod(y.shape[axis % y.ndim + 1:]))
     _launch(y, "bias_activation", y, y.size, None if b is None else source.dense(b), *source.divisor(inner), *source.divisor(channels),
-            KINDS[activation], B=source.NUMBERS[str(y.dtype if b is None else b.dtype)])
+            KINDS[activation], B=source.NUMBERS[source.named(y.dtype if b is None else b.dtype)])
     return y
 
 
@@ -76,14 +76,15 @@ def cast(x: Array, dtype: Any) -> Any:
     x, y = source.dense(x), backend.of(x).empty(x.shape, dtype)
     if not takes(x) or not source.taken(y.dtype):
         return NotImplemented
-    _launch(x, "cast", x, x.size, y, B=source.NUMBERS[str(y.dtype)])
+    _launch(x, "cast", x, x.size, y, B=source.NUMBERS[source.named(y.dtype)])
     return y
 
 
 def takes(x: Array, *others: Array) -> bool:
     """Whether the kernels take x: contiguous floats, and some; and others of its shape and dtype, which may be strided."""
-    return x.size > 0 and source.taken(x.dtype) and x.flags.c_contiguous and all(
-        other.shape == x.shape and other.dtype == x.dtype for other in others)
+    if not x.size or not source.taken(x.dtype) or not x.flags.c_contiguous:
+        return False
+    return not [other for other in others if other.shape != x.shape or other.dtype != x.dtype]
 
 
 def _launch(x: Array, name: str, *args: Any, B: str = "float") -> None:

@@ -90,10 +90,15 @@ def batch_norm_gradient(gy: Array, x: Array, gamma: Array, mean: Array, var: Arr
 
 def as_computed(x: Array, *parameters: Array | None) -> list[Any] | None:
     """Parameters contiguous and in the type in which x is computed; None if they have another one than that and x's."""
-    dtype = source.computed_in(x)
-    if any(p is not None and p.dtype not in (dtype, x.dtype) for p in parameters):
-        return None
-    return [p if p is None else source.dense(p) if p.dtype == dtype else cast(p, dtype) for p in parameters]
+    dtype, fitting = source.computed_in(x), []
+    for p in parameters:
+        if p is None or p.dtype == dtype:
+            fitting.append(p if p is None else source.dense(p))
+        elif p.dtype == x.dtype:
+            fitting.append(cast(p, dtype))
+        else:
+            return None
+    return fitting
 
 
 def _normalize(x: Array, its: Cut, parts: Array | None, gamma: Array, beta: Array, eps: float, activation: str | None, y: Array,

@@ -23,7 +23,7 @@ def max_pool2d(x: Array, window: Window) -> Any:
         return NotImplemented
     xp, shape, kind = backend.of(x), (*x.shape[:2], *out), "uint8" if math.prod(window.kernel) <= 256 else "int32"
     y, place = xp.empty(shape, x.dtype), xp.empty(shape, kind)
-    _launch(x, "max_pool2d", y.size, x, y.size, *_under(x.shape[2:], window), y, place, P=PLACES[kind])
+    _launch(x, y, "max_pool2d", y.size, x, y.size, *_under(x.shape[2:], window), y, place, P=PLACES[kind])
     return y, place
 
 
@@ -53,7 +53,7 @@ def _sum_under(x: Array, place: Array | None, window: Window) -> Any:
         return NotImplemented
     y = backend.of(x).empty((*x.shape[:2], *out), x.dtype)
     place, kind = _places(place)
-    _launch(x, "sum_under", y.size, x, place, y.size, *_under(x.shape[2:], window), y, P=kind)
+    _launch(x, y, "sum_under", y.size, x, place, y.size, *_under(x.shape[2:], window), y, P=kind)
     return y
 
 
@@ -65,12 +65,12 @@ def _sum_over(gy: Array, place: Array | None, size: Pair, window: Window) -> Any
     across = _across(size[1], gy.dtype.itemsize)
     groups = gx.size // size[1] * across
     place, kind = _places(place)
-    _launch(gx, "sum_over", groups, gy, place, groups, *source.divisor(across), *_over(size, window), gx, P=kind)
+    _launch(gy, gx, "sum_over", groups, gy, place, groups, *source.divisor(across), *_over(size, window), gx, P=kind)
     return gx
 
 
 def _places(place: Array | None) -> tuple[Array | None, str]:
-    return (None, "unsigned char") if place is None else (source.dense(place), PLACES[str(place.dtype)])
+    return (None, "unsigned char") if place is None else (source.dense(place), PLACES[source.named(place.dtype)])
 
 
 def _across(width: int, itemsize: int) -> int:
@@ -94,5 +94,5 @@ def _over(size: Pair, window: Window) -> tuple[Any, ...]:
             *window.padding, *window.dilation, *window.out(size), *reach)
 
 
-def _launch(x: Array, name: str, count: int, *args: Any, P: str) -> None:
-    source.launch(x, "pooling", name, -(-count // THREADS), THREADS, *args, far=source.far(*(a for a in args if hasattr(a, "dtype"))), P=P)
+def _launch(x: Array, y: Array, name: str, count: int, *args: Any, P: str) -> None:
+    source.launch(x, "pooling", name, -(-count // THREADS), THREADS, *args, far=source.far(x, y), P=P)

@@ -21,6 +21,7 @@ NUMBERS = {"float16": "half_t", "bfloat16": "bfloat_t", "float32": "float", "flo
 INCLUDE = re.compile(r'^#include "([^"]+)"$', re.MULTILINE)
 OPTIONS = ("--std=c++17",)
 NULL = np.uint64(0)         # a pointer
+SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 FAR = 2**31 - 2**24         # from this many numbers on, places are counted in 64 bits (below, a last block may look a little beyond)
 
 
@@ -48,9 +49,13 @@ def _argument(arg: Any, number: Any, place: Any) -> Any:
 @functools.cache
 def compiled(xp: Any, device: str, file: str, name: str, dtype: np.dtype, far: bool, types: tuple[tuple[str, str], ...]) -> Any:
     """A kernel for the types of a call, and in which types numbers and places are given to it; kept, as a launch is to take no time."""
-    own = {"T": NUMBERS[str(dtype)], "A": "double" if dtype == np.float64 else "float", "I": "long long" if far else "int"}
+    own = {"T": NUMBERS[str(dtype)], "A": "double" if dtype == DOUBLE else "float", "I": "long long" if far else "int"}
     kernel = function(xp, device, file, name, tuple(sorted((own | dict(types)).items())))
-    return kernel, np.float64 if dtype == np.float64 else np.float32, np.int64 if far else np.int32
+    return kernel, DOUBLE.type if dtype == DOUBLE else SINGLE.type, _int64 if far else _int32
+
+
+# sizes come again and again, and to make a NumPy scalar takes longer than to find it
+_int32, _int64 = functools.lru_cache(maxsize=2**12)(np.int32), functools.lru_cache(maxsize=2**12)(np.int64)
 
 
 @functools.cache
@@ -82,14 +87,19 @@ def _file(name: str) -> str:
 
 
 @functools.cache
+def named(dtype: np.dtype) -> str:
+    """A dtype's name, which NumPy works out anew each time."""
+    return str(dtype)
+
+
 def taken(dtype: np.dtype) -> bool:
     """Whether the kernels have numbers of a dtype."""
-    return str(dtype) in NUMBERS
+    return named(dtype) in NUMBERS
 
 
-def computed_in(x: Array) -> str:
+def computed_in(x: Array) -> np.dtype:
     """The dtype in which numbers of x's are computed and summed: what A stands for."""
-    return "float64" if x.dtype.char == "d" else "float32"
+    return DOUBLE if x.dtype.char == "d" else SINGLE
 
 
 def dense(x: Array) -> Array:
@@ -113,4 +123,4 @@ def divisor(d: int) -> tuple[int, np.uint32, int]:
 
 def far(*arrays: Array) -> bool:
     """Whether one of these has so many numbers that places in it are counted in 64 bits."""
-    return any(x.size >= FAR for x in arrays)
+    return max([x.size for x in arrays]) >= FAR
