@@ -27,6 +27,8 @@ class TestExchangeDescribed:
          ["4, allreduce, overlap backward", "not overlap forward: --clip needs all of the gradient before any weight changes"]),
         (2, {"overlap": "forward", "optimizer": "kfac"},
          ["2, allreduce, overlap backward", "not overlap forward: kfac needs all of the gradient before any weight changes"]),
+        (2, {"overlap": "forward", "dtype": "float16"},
+         ["2, allreduce, overlap backward", "not overlap forward: loss scaling needs all of the gradient before any weight changes"]),
         (4, {"batch_size": 3}, ["4, allreduce, overlap backward", "1 of them will be idle: there are 3 examples in a minibatch"]),
         (4, {"batch_size": 3, "exchange": "master-worker", "master_computes": False},
          ["4, master-worker whose master only adds up, overlap backward"]),

@@ -3,16 +3,17 @@ kernels are looked at where they are tested anyway.
 """
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import runs
 from trained import Case, alone, differences, images, left
 
-from minidl import Tensor, backend, data, models, nn, optim, predict
+from minidl import Tensor, backend, data, models, nn, optim, predict, task
 from minidl import functions as F
 from minidl.data import Loader
-from minidl.errors import DtypeError, NumericsError
+from minidl.errors import ConfigError, DtypeError, NumericsError
 from minidl.loop import Callback, Objective, classification, evaluate, fit, to_model
 from minidl.optim import scaling
 from minidl.parallel import Team, local
@@ -63,6 +64,35 @@ def test_a_network_of_float16_throughout_is_possible_too():
     assert history[-1]["train_loss"] < history[0]["train_loss"]
     assert {str(x.dtype) for x in model.state_dict().values() if backend.is_array(x) and backend.is_float(x.dtype)} == {"float16"}
     assert {str(x.dtype) for x in optimizer.state_dict().values() if backend.is_array(x)} == {"float16"}
+
+
+@pytest.mark.parametrize("half", HALVES)
+class TestPromotion:
+    """Of numbers beside arrays, and of arrays beside one another."""
+
+    @pytest.mark.parametrize("tensor", [False, True])
+    def test_a_python_number_leaves_16_bits(self, half, tensor):
+        x = np.linspace(0.5, 2, 4).astype(backend.dtype_named(half))
+        x = Tensor(x, requires_grad=True) if tensor else x
+        for y in (F.multiply(x, 0.3), F.power(x, 0.5), F.power(2.5, x), F.where(np.ones(4, bool), x, 0.0), F.maximum(x, 0.7),
+                  F.clip(x, 0.1, 1.0), F.leaky_relu(x, 0.1), F.sum(x), F.add(np.float64(1), x)):
+            assert y.dtype == half
+
+    def test_float32_beside_16_bits_gives_float32(self, half):
+        x, w = np.ones((2, 2), backend.dtype_named(half)), np.full((2, 2), 1 / 3, np.float32)
+        for function in (F.add, F.multiply, F.matmul, F.maximum):
+            for a, b in ((x, w), (w, x)):
+                assert function(a, b).dtype == "float32"
+                a, b = Tensor(a, requires_grad=True), Tensor(b, requires_grad=True)
+                function(a, b).sum().backward()
+                assert (a.grad.dtype, b.grad.dtype) == (a.dtype, b.dtype)
+        np.testing.assert_array_equal(F.matmul(x, w), np.ones((2, 2), np.float32) @ w)
+
+    def test_rows_of_an_embedding_are_cast_where_they_leave_it(self, half):
+        table = nn.Embedding(5, 3, generator=0)
+        y = table(np.array([1, 1, 4])).astype(backend.dtype_named(half))
+        (y * y).sum().backward()
+        assert y.dtype == half and table.w.grad.dtype == "float32" and table.w.grad.data[1].any()
 
 
 class TestCasts:
@@ -290,6 +320,15 @@ class TestCommand:
     def test_what_would_not_be_used_is_told(self, place, capsys, words, says):
         assert runs.status(app, "--data", "digits.npz", *words) == 2
         assert says in capsys.readouterr().err
+
+    def test_tf32_is_for_float32_on_a_gpu(self, monkeypatch):
+        monkeypatch.setattr(backend, "library_named", lambda device: SimpleNamespace(kernels="cuda"))
+        options = {"device": "cuda:0", "loss_scale": None, "tf32": True, "typed": {"tf32"}, "filed": set(), "eval_only": False}
+        settled = SimpleNamespace(dtype="float32", **options)
+        assert task.settle_precision(settled) == [] and settled.tf32
+        assert task.precision(settled) == [("precision", "factors of products rounded to TF32")]
+        with pytest.raises(ConfigError, match="--tf32 would not be used: float16 is multiplied by tensor cores anyway"):
+            task.settle_precision(SimpleNamespace(dtype="float16", **options))
 
     def test_a_config_file_may_hold_the_scale_as_a_number_or_a_word(self, place):
         for text, value in (("1024", 1024.0), ('"dynamic"', "dynamic")):
