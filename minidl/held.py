@@ -2,7 +2,8 @@
 
 When an array has found no room the run is over, but it is still there: what it holds is counted, then its graph and gradients are let go,
 and steps of a few examples are measured on the device itself (nn/footprint.py), on a copy of the model. So what is said counts whatever
-this model, these kernels and this dtype need. Where even that finds no room, what the graph held when it ended is scaled down.
+this model, these kernels and this dtype need; but for what K-FAC takes meanwhile. Where even that finds no room, what the graph held when
+it ended is scaled down.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from minidl import backend
 from minidl.backend import Array
 from minidl.data.transforms import rows
-from minidl.errors import MemoryShortage, MinidlError
+from minidl.errors import MemoryShortage
 from minidl.nn.footprint import ENOUGH, Footprint, footprint
 from minidl.optim import Optimizer
 from minidl.run import Run
@@ -100,7 +101,7 @@ def fitting(run: Run, loss: Callable[[Any, Array, Array], Any], given: Callable[
     while size >= 2:
         try:
             return min(measured(run, loss, given, count, size).most(room), count - 1)
-        except (MemoryError, MinidlError):                      # nor would so many
+        except Exception:                                       # nor would so many; or it is a model that cannot be copied
             size //= 4
     if not found.kept or found.memory is None:
         return None

@@ -247,7 +247,7 @@ class Slots:
     def load(self, way: Way, parcel: Parcel, drawn: Any) -> Load:
         """Begin to copy what travels of a minibatch. In whatever thread, in the order in which they will be taken."""
         places, size = placed(parcel)
-        if not self.slots or size > len(self.slots[0].host):
+        if not self.slots or not 0 < size <= len(self.slots[0].host):
             return Load(way, drawn, [np.take(*each, axis=0) if isinstance(each, Rows) else each for each in parcel])
         slot = self.slots[self.count % len(self.slots)]
         self.count += 1
