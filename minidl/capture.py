@@ -51,10 +51,9 @@ class Capture:
     def __init__(self, run: Run, learn: Learn, device: str):
         check(run, device)
         self.run, self.learn, self.device = run, learn, device
-        self.xp: Any = backend.library_named(device).xp
-        self.streams: Any = backend.library_named(device).streams
-        self.stream: Any = self.streams.new(device)
-        self.pool = self.xp.cuda.MemoryPool()
+        library: Any = backend.library_named(device)
+        self.xp, self.streams, self.stream = library.xp, library.streams, library.streams.new(device)
+        self.pool = library.pool(device)                        # of all graphs
         self.seen: dict[Any, int] = {}                          # ordinary steps, by shape
         self.steps: dict[Any, Step] = {}                        # recorded ones
         self.places: dict[tuple[Module, str], Array] = {}       # the arrays that replays know as buffers
@@ -119,10 +118,9 @@ class Capture:
             raise GraphError(f"capture: the hooks of {', '.join(watched[:8])} would run once, while the step is recorded, and never again",
                              hint="Remove them, or train without capture.")
         before = {path: repr(generator.bit_generator.state) for path, generator in generators(run.model)}
-        gc.collect()                                            # not meanwhile: what it frees may be the device's
         failed: BaseException | None = None
         with step.recording.going_on(), xp.cuda.using_allocator(self._allocate), self._without_copies(), unwatched(), \
-                switched(recorder=None):
+                switched(recorder=None), without_collecting():
             self.stream.begin_capture()
             try:
                 self.learn(run, step.x, step.y, objective, accumulate, *args, count=step.count)
@@ -225,6 +223,18 @@ class Step:
         return facts
 
 
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """Within the block the garbage collector does not run: what it frees may be the device's, which is not to be asked for anything."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
 def counts(model: Module) -> Iterator[tuple[tuple[Module, str], int]]:
     """The whole numbers that the modules of a model keep as attributes."""
     for _, module in model.named_modules():
@@ -254,13 +264,13 @@ def explained(error: Exception, model: Module, library: backend.Library) -> Exce
         error.add_note("  while the step was recorded (capture)")
         return error
     layer, operation, line = "", "", ""
-    package = library.array.__module__.rpartition(".")[0].partition("._")[0]            # of the array library
+    package = library.array.__module__.partition(".")[0]            # of the array library
     paths = {id(module): f"{path} ({type(module).__name__})" if path else type(module).__name__ for path, module in model.named_modules()}
     traced = error.__traceback__
     while traced is not None:
         frame, where = traced.tb_frame, traced.tb_frame.f_code.co_filename
         owner = frame.f_locals.get("self")
-        if isinstance(owner, library.array) or str(frame.f_globals.get("__name__")).startswith(package):
+        if isinstance(owner, library.array) or str(frame.f_globals.get("__name__")).partition(".")[0] == package:
             break                                               # the array library's own affair
         if id(owner) in paths and owner is not model:
             layer = paths[id(owner)]

@@ -26,6 +26,7 @@ from minidl.task import (
     LEARNING_RATES,
     RARELY,
     SCHEDULES,
+    check_capture,
     flag,
     largest_factor,
     make_model,
@@ -73,6 +74,7 @@ DIGITS = ("--data", "digits.npz")
     (["--optimizer", "kfac", "--factor-interval", "adaptiv"], "--factor-interval adaptiv is not known (nearest: 'adaptive')"),
     (["--optimizer", "kfac", "--fisher", "emprical"], "--fisher emprical is not known (nearest: 'empirical')"),
     (["--optimizer", "kfak"], "--optimizer kfak is not known (nearest: 'kfac')"),
+    (["--capture"], "--capture: graphs are recorded on a GPU: give --device cuda:0"),
     (["--eval-only"], "--eval-only: there is nothing to test"),
     (["--data", "vectors.npz", "--model", "mlp", "--augment", "shift"], "--augment shift: the data are vectors, not images"),
     # what would not be used
@@ -382,3 +384,10 @@ def test_the_help_names_all_that_is_known(capsys):
         assert name in text, name
     for name in ("model", "data_dir", "checkpoint_every", "eval_only", "label_smoothing", *EXCHANGE):
         assert flag(name) in text
+
+
+@pytest.mark.parametrize(("optimizer", "processes", "words"), [("kfac", None, "kfac decides on the host"), ("sgd", 2, "several processes")])
+def test_what_cannot_be_recorded_on_a_gpu_either(optimizer, processes, words):
+    with pytest.raises(ConfigError, match=f"--capture: .*{words}"):
+        check_capture(SimpleNamespace(device="cuda:0", optimizer=optimizer), processes)
+    check_capture(SimpleNamespace(device="cuda:0", optimizer="adam"), None)

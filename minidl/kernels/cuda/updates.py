@@ -16,7 +16,7 @@ import numpy as np
 from minidl import backend
 from minidl.backend import Array
 from minidl.errors import GraphError
-from minidl.kernels.cuda.source import NUMBERS, launch
+from minidl.kernels.cuda.source import dense, launch, taken
 from minidl.recording import present
 
 PIECE = 4096            # numbers that a block takes; as in updates.cu
@@ -75,7 +75,7 @@ def _together(name: str, count: int, calls: Calls, again: Callable[[], Calls], n
         recording = present()
         values = _kept(like, rows(calls)) if recording is None else recording.fresh(functools.partial(anew, rows))
         launch(like, "updates", name, pieces, THREADS, table, values, len(chosen), _report())
-        del held                                        # copies of gradients, until here
+        del held                                        # until here
     return None
 
 
@@ -90,7 +90,8 @@ def clip_many(gradients: Sequence[Array], most: float) -> Any:
     pieces, table, _ = _table([(g, g) for g in gradients])
     sums, found = xp.empty(pieces, "float64"), xp.empty(2 + len(gradients), "float64")
     launch(like, "updates", "squares", pieces, THREADS, table, len(gradients), sums)
-    launch(like, "updates", "clip_factor", 1, 1024, table, len(gradients), pieces, sums, float(most), found, _report())
+    launch(like, "updates", "clip_factor", 1, min(32 * len(gradients), 1024), table, len(gradients), pieces, sums, float(most), found,
+           _report())
     launch(like, "updates", "scale", pieces, THREADS, table, len(gradients), found[1:])
     return found
 
@@ -110,20 +111,18 @@ def unscale_many(gradients: Sequence[Array], factor: float | Array) -> Any:
 
 def _alike(w: Array, *others: Array | None) -> bool:
     """Whether an update of w can go through a table: all arrays of one shape and dtype, and w and its memory stored in order."""
-    return str(w.dtype) in NUMBERS and w.size > 0 and w.flags.c_contiguous and all(
+    return taken(w.dtype) and w.size > 0 and w.flags.c_contiguous and all(
         x is None or (x.shape == w.shape and x.dtype == w.dtype and (i == 0 or x.flags.c_contiguous)) for i, x in enumerate(others))
 
 
-def _table(arrays: Iterable[tuple[Array | None, ...]]) -> tuple[int, Array, list[Array]]:
-    """The number of pieces, the table on the device, and gradients that were copied because they were not stored in order."""
+def _table(arrays: Iterable[tuple[Array, ...]]) -> tuple[int, Array, list[Array]]:
+    """The number of pieces, the table on the device, and the gradients, of which some are copies: they were not stored in order."""
     rows, held, pieces = [], [], 0
     for w, g, *memory in arrays:
-        if not g.flags.c_contiguous:                    # type: ignore[union-attr]  # only memory may be None
-            g = backend.of(g).ascontiguousarray(g)
-            held.append(g)
-        places = [0 if x is None else x.data.ptr for x in (w, g, *memory)]
-        rows.append([pieces, w.size, *places, *[0] * (COLUMNS - 2 - len(places))])      # type: ignore[union-attr]
-        pieces += -(-w.size // PIECE)                   # type: ignore[union-attr]
+        held.append(dense(g))
+        places = [0 if x is None else x.data.ptr for x in (w, held[-1], *memory)]
+        rows.append([pieces, w.size, *places, *[0] * (COLUMNS - 2 - len(places))])
+        pieces += -(-w.size // PIECE)
         like = w
     content, recording = np.array(rows, np.int64), present()
     return pieces, _kept(like, content) if recording is None else recording.fresh(lambda: content), held
@@ -147,7 +146,7 @@ def _report() -> Array | None:
 def running_statistics(mean: Array, var: Array, x_mean: Array, x_var: Array, rate: float | Array, n: int) -> Any:
     """See reference_updates.running_statistics. In a step that is being recorded the arrays that are there are written to."""
     arrays = (mean, var, x_mean, x_var)
-    if str(mean.dtype) not in NUMBERS or any(x.dtype != mean.dtype or x.shape != mean.shape or not x.flags.c_contiguous for x in arrays):
+    if not taken(mean.dtype) or any(x.dtype != mean.dtype or x.shape != mean.shape or not x.flags.c_contiguous for x in arrays):
         return NotImplemented
     xp, inside = backend.of(mean), present() is not None
     new = (mean, var) if inside else (xp.empty_like(mean), xp.empty_like(var))
