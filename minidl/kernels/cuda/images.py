@@ -17,7 +17,7 @@ def windows(x: Array, corners: Array, size: tuple[int, ...], padding: int, fill:
     """See the reference."""
     n, c, h, w = x.shape
     xp, count = backend.of(x), n * c * size[0] * size[1]
-    if not count or str(x.dtype) not in source.NUMBERS or str(corners.dtype) != "int64":
+    if not count or source.named(x.dtype) not in source.NUMBERS or source.named(corners.dtype) != "int64":
         return NotImplemented
     y = xp.empty((n, c, *size), x.dtype)
     blocks = min(-(-count // THREADS), BLOCKS)
