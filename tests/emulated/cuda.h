@@ -28,9 +28,6 @@ extern dim3 emulated_thread, emulated_block, emulated_threads, emulated_blocks;
 extern char emulated_shared[];
 void emulated_barrier(int line, int how, int* value);
 void emulated_warp(unsigned mask, int what, void* mine, int line);
-void emulated_copy(void* to, const void* from, int bytes);
-void emulated_commit();
-void emulated_wait(int groups);
 [[noreturn]] void emulated_error(const char* message);
 int emulated_lane();
 }
@@ -55,7 +52,7 @@ inline void __threadfence_system() {}
 
 namespace inside {
 
-enum Collective { SYNC, SHUFFLE, VOTE, MMA_F16, MMA_BF16, MMA_TF32, MATRICES, MATRICES_TRANSPOSED };
+enum Collective { SYNC, SHUFFLE, VOTE, MMA_F16, MMA_BF16, MMA_TF32, MATRICES };
 struct Shuffle { ull bits; int source; };
 struct Mma { float* d; const unsigned *a, *b; };
 struct Matrices { unsigned* r; const void* row; };
@@ -142,15 +139,6 @@ inline void load_matrices(unsigned (&r)[4], const void* row, LINE) {
     inside::Matrices mine = {r, row};
     emulated_warp(inside::ALL, inside::MATRICES, &mine, line);
 }
-inline void load_matrices_transposed(unsigned (&r)[4], const void* row, LINE) {
-    inside::Matrices mine = {r, row};
-    emulated_warp(inside::ALL, inside::MATRICES_TRANSPOSED, &mine, line);
-}
-inline void copy_async4(void* shared, const void* global, bool valid) { emulated_copy(shared, valid ? global : nullptr, 4); }
-inline void copy_async8(void* shared, const void* global, bool valid) { emulated_copy(shared, valid ? global : nullptr, 8); }
-inline void copy_async16(void* shared, const void* global, bool valid) { emulated_copy(shared, valid ? global : nullptr, 16); }
-inline void copy_commit() { emulated_commit(); }
-template <int N> inline void copy_wait() { emulated_wait(N); }
 
 // Several numbers in one load, which must be aligned for it
 

@@ -12,7 +12,6 @@
 #include <cstring>
 #include <map>
 #include <string>
-#include <vector>
 
 #include <link.h>
 #include <sys/mman.h>
@@ -22,12 +21,11 @@ typedef void (*Call)(void**);
 
 enum { MOST = 1024, STACK = 1 << 17, SHARED = 227 * 1024, RED = 4096 };
 enum State { READY, BARRIER, WARP, DONE };
-enum Collective { SYNC, SHUFFLE, VOTE, MMA_F16, MMA_BF16, MMA_TF32, MATRICES, MATRICES_TRANSPOSED };
+enum Collective { SYNC, SHUFFLE, VOTE, MMA_F16, MMA_BF16, MMA_TF32, MATRICES };
 
 struct Shuffle { unsigned long long bits; int source; };
 struct Mma { float* d; const unsigned *a, *b; };
 struct Matrices { unsigned* r; const void* row; };
-struct Copy { void* to; const void* from; int bytes, group; };
 
 #ifdef __x86_64__
 typedef void* Context;
@@ -83,8 +81,6 @@ struct Thread {
     int* value;
     unsigned mask;
     void* mine;
-    std::vector<Copy> copies;
-    int groups;
 };
 
 extern "C" {
@@ -180,12 +176,11 @@ static void multiply(int what, Thread* warp) {
         }
 }
 
-static void load(bool transposed, Thread* warp) {
+static void load(Thread* warp) {
     for (int lane = 0; lane < 32; lane++)
         for (int i = 0; i < 4; i++)
             for (int upper = 0; upper < 2; upper++) {
                 int row = lane / 4, column = lane % 4 * 2 + upper;
-                if (transposed) std::swap(row, column);
                 const void* from = ((Matrices*)warp[8 * i + row].mine)->row;
                 if ((size_t)from % 16) fail("load_matrices: a row that does not begin at a multiple of 16 bytes");
                 memcpy((char*)(((Matrices*)warp[lane].mine)->r + i) + 2 * upper, (const char*)from + 2 * column, 2);
@@ -207,8 +202,8 @@ static void together(int what, unsigned mask, Thread* warp) {
             if (mask >> lane & 1) *(unsigned*)warp[lane].mine = votes;
     } else if (what == MMA_F16 || what == MMA_BF16 || what == MMA_TF32)
         multiply(what, warp);
-    else if (what == MATRICES || what == MATRICES_TRANSPOSED)
-        load(what == MATRICES_TRANSPOSED, warp);
+    else if (what == MATRICES)
+        load(warp);
 }
 
 extern "C" void emulated_warp(unsigned mask, int what, void* mine, int line) {
@@ -227,25 +222,6 @@ extern "C" void emulated_warp(unsigned mask, int what, void* mine, int line) {
     together(what, mask, warp);
     for (int lane = 0; lane < 32; lane++)
         if (mask >> lane & 1) warp[lane].state = READY;
-}
-
-extern "C" void emulated_copy(void* to, const void* from, int bytes) {
-    if ((size_t)to % bytes || (size_t)from % bytes) fail("copy_async: an address that is no multiple of the number of bytes");
-    Thread& me = threads[current];
-    me.copies.push_back({to, from, bytes, me.groups});
-}
-
-extern "C" void emulated_commit() { threads[current].groups++; }
-
-extern "C" void emulated_wait(int groups) {
-    Thread& me = threads[current];
-    size_t done = 0;
-    for (; done < me.copies.size() && me.copies[done].group < me.groups - groups; done++) {
-        const Copy& copy = me.copies[done];
-        if (copy.from) memcpy(copy.to, copy.from, copy.bytes);
-        else memset(copy.to, 0, copy.bytes);
-    }
-    me.copies.erase(me.copies.begin(), me.copies.begin() + done);
 }
 
 // What the compiler's checks (-fsanitize) call: each is given where it was, first of all
@@ -333,7 +309,7 @@ static void run_block(size_t dynamic, void* fixed, size_t fixed_size, bool backw
     memset(emulated_shared, 0xff, dynamic + RED);
     for (int i = 0; i < count; i++) {
         Thread& t = threads[i];
-        t.state = READY, t.copies.clear(), t.groups = 0;
+        t.state = READY;
         t.index = {i % emulated_threads.x, i / emulated_threads.x % emulated_threads.y, i / emulated_threads.x / emulated_threads.y};
         prepare(t.context, stacks + (size_t)i * STACK, start);
     }

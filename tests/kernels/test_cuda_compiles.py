@@ -20,6 +20,7 @@ if emulated.WHY_NOT or nvrtc.library() is None:
     pytest.skip(emulated.WHY_NOT or "it takes nvidia-cuda-nvrtc", allow_module_level=True)
 
 TUNED, OLDEST, SKETCHED = "sm_90", "sm_80", "compute_90"
+SPILLS = {"implicit": 64}       # bytes that a kernel may put into memory: some registers are worth a second block beside the first
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_every_file_is_compiled(logs):
 def test_registers_suffice_where_speed_counts(logs):
     logs = {key: log for key, log in logs.items() if key[2] != SKETCHED}
     assert all(log.count("Compiling entry function") == log.count("bytes spill stores") > 0 for log in logs.values())
-    spilt = {key: log for key, log in logs.items() if any(map(int, re.findall(r"(\d+) bytes spill", log)))}
+    spilt = {key: log for key, log in logs.items() if max(map(int, re.findall(r"(\d+) bytes spill stores", log))) > SPILLS.get(key[0], 0)}
     assert not spilt, "\n".join(f"{key}:\n{log}" for key, log in spilt.items())
 
 

@@ -1,7 +1,7 @@
-// The few instructions for which C++ has no word, each under a name: conversions, products on tensor cores, copies on the way.
+// The few instructions for which C++ has no word, each under a name: conversions, and products on tensor cores.
 //
-// All assembly of minidl is here. The letters and the layout of the fragments are those of NVIDIA's PTX ISA, chapters "Matrix multiply-
-// accumulate operation using mma" and "Asynchronous copy". Tensor cores take bfloat16 and TF32 from sm_80 on, and so do the copies.
+// All assembly of minidl is here. The letters and the layout of the fragments are those of NVIDIA's PTX ISA, chapter "Matrix multiply-
+// accumulate operation using mma". Tensor cores take bfloat16 and TF32 from sm_80 on.
 
 __device__ inline float half_to_float(unsigned short bits) {
     float y;
@@ -47,36 +47,9 @@ __device__ inline void mma_tf32(float (&d)[4], const unsigned (&a)[4], const uns
 }
 
 // Four 8 x 8 matrices of 16 bits by one warp: lane l gives where row l % 8 of matrix l / 8 stands (16 bytes, aligned), and gets of each
-// matrix i the numbers 2 t and 2 t + 1 of row g as r[i]; transposed, the numbers g of rows 2 t and 2 t + 1
+// matrix i the numbers 2 t and 2 t + 1 of row g as r[i]
 
 __device__ inline void load_matrices(unsigned (&r)[4], const void* shared) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"((unsigned)__cvta_generic_to_shared(shared)) : "memory");
 }
-
-__device__ inline void load_matrices_transposed(unsigned (&r)[4], const void* shared) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"((unsigned)__cvta_generic_to_shared(shared)) : "memory");
-}
-
-// Copies from global to shared memory that go on while the thread does. Not valid: zeros, and nothing is read. Copies are committed in
-// groups; copy_wait<N> waits until at most the last N groups of this thread are on their way.
-
-__device__ inline void copy_async4(void* shared, const void* global, bool valid) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
-                 : : "r"((unsigned)__cvta_generic_to_shared(shared)), "l"(global), "r"(valid ? 4 : 0) : "memory");
-}
-
-__device__ inline void copy_async8(void* shared, const void* global, bool valid) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;"
-                 : : "r"((unsigned)__cvta_generic_to_shared(shared)), "l"(global), "r"(valid ? 8 : 0) : "memory");
-}
-
-__device__ inline void copy_async16(void* shared, const void* global, bool valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-                 : : "r"((unsigned)__cvta_generic_to_shared(shared)), "l"(global), "r"(valid ? 16 : 0) : "memory");
-}
-
-__device__ inline void copy_commit() { asm volatile("cp.async.commit_group;" : : : "memory"); }
-
-template <int N> __device__ inline void copy_wait() { asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory"); }
