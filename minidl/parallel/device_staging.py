@@ -12,6 +12,7 @@ take it from under a copy. Buffers live as long as the model is bound; their hos
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -98,6 +99,7 @@ class Pinned(OnStreams):
     def __init__(self, device: str):
         super().__init__(device)
         self.leaving = self.streams.new(device)
+        self.returning: deque[Passed] = deque()             # copies to the device, whose host side nobody else may hold
 
     def buffers(self, layout: Layout) -> Staged:
         return Staged(self, self.near(layout), Buffers(layout, self.streams.pinned))
@@ -109,13 +111,17 @@ class Pinned(OnStreams):
 
     # The host's side is written again only after the next mark, and `training` has waited for `landed` before that one
     def to_device(self, x: Array, out: Array) -> Iterable[Request]:
+        while self.returning and self.returning[0].done():
+            self.returning.popleft()
         self.streams.copy(x, out, self.side)
         self.landed = self.recorded(self.side)
+        self.returning.append(Passed(self.landed, x, out))
         return ()
 
     def close(self) -> None:
         self.leaving.synchronize()
         super().close()
+        self.returning.clear()
 
 
 class Direct(OnStreams):

@@ -41,12 +41,14 @@ class LateStreams:
         self.lock = threading.RLock()                   # streams are used by several threads, as a real device's are
         self.here = threading.local()
         self.pinned_bytes = 0
+        self.made = []
 
     def on(self, device):
         return nullcontext()
 
     def new(self, device):
-        return Stream(self)
+        self.made.append(Stream(self))
+        return self.made[-1]
 
     def current(self, device):
         if not hasattr(self.here, "stream"):
@@ -62,6 +64,11 @@ class LateStreams:
             with self.lock:
                 self.pinned_bytes += x.nbytes
         return x
+
+    def forget(self):
+        """Hold no array of the copies that wait, as a device does not: they will write rubbish."""
+        for stream in self.made:
+            stream.queue = [lambda: None] * len(stream.queue)
 
     def copy(self, x, out, stream):
         out[...] = poison(out.dtype)

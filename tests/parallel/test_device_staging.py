@@ -1,6 +1,8 @@
 """Staging of a device: training on it is training on the CPU, whatever is exchanged when, and copies run beside each other and the rest."""
 
 import functools
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -126,9 +128,35 @@ def test_batch_normalization_over_all_ranks(streams):
     near(found[0][0], expected[0][0])
 
 
+def kfac(model):
+    return optim.KFAC(model, lr=0.1, damping=0.1, warm_up=2, factor_interval=2)
+
+
 def test_kfac(streams):
-    case = Case(epochs=1, examples=43, optimizer=lambda model: optim.KFAC(model, lr=0.1, damping=0.1, warm_up=2, factor_interval=2))
-    same(case, 2, overlap="backward")
+    same(Case(epochs=1, examples=43, optimizer=kfac), 2, overlap="backward")
+
+
+@pytest.mark.parametrize("device", GPUS)
+def test_kfac_on_a_gpu(device):
+    same(Case(epochs=1, examples=23, optimizer=kfac), 2, device=device, overlap="backward")
+
+
+def test_what_goes_back_is_kept_until_it_has_come():
+    with late_streams(10**6) as streams:
+        staging = Pinned(DEVICE)
+        layout = Layout({"w": np.zeros(3, np.float32)})
+        far = []
+        for _ in range(2):
+            buffers = staging.buffers(layout)
+            far.append(weakref.ref(buffers.far.flat[np.dtype("float32")]))
+            list(buffers.to_device(layout.chunks[0]))
+            del buffers
+        streams.forget()
+        gc.collect()
+        assert all(each() is not None for each in far)
+        staging.close()
+        gc.collect()
+        assert not any(each() is not None for each in far)
 
 
 @pytest.mark.parametrize("call", [90, 117, 200])
