@@ -95,6 +95,7 @@ class Pool:
     def __init__(self, cupy: Any):
         self.cupy = cupy
         self.most: dict[int, int] = {}                  # bytes held, by device
+        self.limits: dict[int, int] = {}                # of it and the others together
         self.others: weakref.WeakSet = weakref.WeakSet()                # pools beside it
 
     def memory(self, device: str | None) -> Memory:
@@ -104,10 +105,12 @@ class Pool:
             pools, (free, total) = [pool, *self.others], chosen.mem_info
             used, held = sum(each.used_bytes() for each in pools), sum(each.total_bytes() for each in pools)
             self.most[chosen.id] = max(self.most.get(chosen.id, 0), held)
-            return Memory(used, held, self.most[chosen.id], pool.get_limit(), free, total)
+            return Memory(used, held, self.most[chosen.id], self.limits.get(chosen.id, pool.get_limit()), free, total)
 
     def another(self, device: str) -> Any:
-        """A pool of one's own, for what must not lie among the rest. It may take what the limit leaves when it is made."""
+        """A pool of one's own, for what must not lie among the rest. It may take what the limit leaves when it is made; what it takes, the
+        rest may not.
+        """
         class Another(self.cupy.cuda.MemoryPool):               # type: ignore[name-defined]    # which can be referred to weakly
             pass
 
@@ -121,14 +124,17 @@ class Pool:
 
     def limit(self, device: str, size: int) -> None:
         """Hold no more than so many bytes on a device; 0: as many as there are."""
-        with self.cupy.cuda.Device(ordinal(device)):
+        with self.cupy.cuda.Device(ordinal(device)) as chosen:
+            self.limits[chosen.id] = size
             self.cupy.get_default_memory_pool().set_limit(size=size)
         if size:
             self.cupy.cuda.set_allocator(self._within_limits)
 
     def _within_limits(self, size: int) -> Any:
         """An allocation. At its limit CuPy's pool gives up at once, also where what it holds is free, in pieces that are too small."""
-        pool = self.cupy.get_default_memory_pool()
+        pool, limit = self.cupy.get_default_memory_pool(), self.limits.get(self.cupy.cuda.Device().id)
+        if limit:
+            pool.set_limit(size=max(limit - sum(other.total_bytes() for other in self.others), 1))
         try:
             return pool.malloc(size)
         except self.cupy.cuda.memory.OutOfMemoryError:

@@ -93,6 +93,20 @@ class TestLimit:
         [emulated.xp.zeros(MIB, "uint8") for _ in range(4)].clear()
         assert emulated.xp.zeros(3 * MIB, "uint8").nbytes == 3 * MIB
 
+    def test_of_all_pools_together(self):
+        limit(4 * MIB)
+        pool = backend.library_named(DEVICE).pool(DEVICE)
+        with emulated.xp.cuda.using_allocator(pool.malloc):
+            x = emulated.xp.zeros(3 * MIB, "uint8")
+            with pytest.raises(MemoryError):
+                emulated.xp.zeros(2 * MIB, "uint8")
+        with pytest.raises(MemoryError):
+            emulated.xp.zeros(2 * MIB, "uint8")
+        assert backend.memory(DEVICE).room == emulated.xp.zeros(MIB, "uint8").nbytes
+        del x, pool
+        gc.collect()
+        assert emulated.xp.zeros(3 * MIB, "uint8").nbytes == 3 * MIB
+
     @pytest.mark.parametrize("device, size, words", [("cpu", MIB, "ulimit"), (DEVICE, -1, "taken"), (DEVICE, 1, "taken")])
     def test_what_makes_no_sense(self, device, size, words):
         x = emulated.xp.zeros(MIB, "uint8")
