@@ -3,11 +3,11 @@ what is called beside the twins, and what is asked for amiss."""
 
 import numpy as np
 import pytest
-from test_cuda import every_device
 
 from minidl import backend
 from minidl.kernels import Window, reference, reference_layers
 from minidl.kernels.cuda import TWINS, elementwise, layer_norm, normalization, source
+from test_cuda import every_device
 
 pytestmark = every_device
 SHAPES = [(1, 1, 1, 2), (33, 7), (1023, 40), (5, 4, 7, 7), (3, 5, 8, 8), (4, 1, 64, 65), (7, 3, 16), (64, 33, 3, 3), (600, 3)]

@@ -11,9 +11,8 @@ import pytest
 import minidl
 import strict  # noqa: F401   makes the strict device known
 from cases import says
-from minidl import backend
+from minidl import backend, kernels
 from minidl import functions as F
-from minidl import kernels
 from minidl.errors import ArgumentError
 from minidl.kernels import Window, twins
 
