@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from minidl import backend
@@ -88,6 +88,9 @@ class OnStreams(Staging):
             if self.landed is not None:
                 self.training.wait_event(self.landed)
             yield
+
+    def exchanging(self) -> AbstractContextManager:
+        return self.streams.on(self.device)                                 # of the engine's thread: each begins with the first device
 
     def close(self) -> None:
         self.side.synchronize()

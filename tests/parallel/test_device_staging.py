@@ -12,6 +12,7 @@ from trained import Case, differences, images, left, numbers
 from devices import GPUS
 from minidl import backend, optim
 from minidl.data import Loader
+from minidl.errors import DeviceError
 from minidl.loop import fit
 from minidl.parallel import Elastic, Layout, Team, local
 from minidl.parallel.device_staging import Direct, Passed, Pinned
@@ -82,6 +83,20 @@ def test_training_gives_the_same_bits(streams, exchange, overlap, ranks):
 @pytest.mark.parametrize("device", GPUS)
 def test_and_on_a_gpu_with_its_own_streams(device, exchange, overlap):
     same(Case(epochs=1, examples=23), 2, exchange, device=device, overlap=overlap)
+
+
+@pytest.mark.parametrize("device", GPUS)
+def test_and_on_a_gpu_for_each(device):
+    devices = device, device[:-1] + "1"
+    try:
+        backend.named_device(devices[1])
+    except DeviceError as error:
+        pytest.skip(str(error))
+    case = Case(epochs=1, examples=23)
+    expected = alone(case, 2, device)
+    found = local.run(lambda communicator: rank_of(communicator, case, device=devices[communicator.rank], chunk=100, overlap="forward"), 2)
+    assert [differences(expected, each) for each, _ in found] == [[], []]
+    assert [staging.device for _, staging in found] == [*devices]
 
 
 @pytest.fixture
