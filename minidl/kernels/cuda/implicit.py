@@ -80,7 +80,7 @@ def plan_of(way: int, image: tuple[int, ...], y: tuple[int, ...], positions: Pai
     strides = window.stride if way == INPUT else (1, 1)
     classes, seen = math.prod(strides), n * math.prod(-(-length // stride) for length, stride in zip(positions, strides))
     columns, depth = (channels * places, seen) if way == WEIGHTS else (seen, channels * -(-places // classes))
-    tall = height(rows)
+    tall = height(rows) if dtype.itemsize < 8 else min(height(rows), 64)        # a taller tile of float64 has no room in the registers
     tiles = -(-rows // tall) * -(-columns // COLUMNS)
     splits = parts_of(tiles * classes * groups, -(-depth // (64 // dtype.itemsize)), math.prod(y))
     period = [stride // math.gcd(stride, dilation) for stride, dilation in zip(window.stride, window.dilation)]
