@@ -442,3 +442,21 @@ class TestPools:
             del x
         xp.zeros(3)
         assert hook.calls == [512, -512]
+
+
+def test_every_name_is_one_of_cupy_s():
+    cupy = pytest.importorskip("cupy")
+
+    def public(thing):
+        return {name for name in dir(thing) if not name.startswith("_")}
+    assert set(vars(xp.cuda)) <= public(cupy.cuda)
+    for name, own in {"Device": set(), "Stream": {"flush", "later", "ready"}, "Event": set(), "Graph": set(), "MemoryHook": set(),
+                      "MemoryPool": set(), "MemoryPointer": set(), "PinnedMemoryPool": set()}.items():
+        assert public(getattr(xp.cuda, name)) - own <= public(getattr(cupy.cuda, name))
+    for name, mine in vars(xp.cuda.runtime).items():
+        if isinstance(mine, int) and name != "COUNT":
+            assert mine == getattr(cupy.cuda.runtime, name)
+        elif callable(mine) and mine.__module__ == "emulated.runtime_api":
+            assert hasattr(cupy.cuda.runtime, name)
+    for name in ("RawModule", "asnumpy", "get_default_memory_pool", "get_default_pinned_memory_pool"):
+        assert hasattr(cupy, name) and hasattr(xp, name)
