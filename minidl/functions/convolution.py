@@ -121,8 +121,9 @@ def conv2d(x: Any, w: Any, b: Any = None, stride: int | Pair = 1, padding: int |
     OH = (H + 2 padding - dilation (KH - 1) - 1) // stride + 1. stride, padding, dilation: an int, or a pair (height, width).
     groups: channels and filters are cut into so many parts that do not see each other. activation: "relu", "tanh", "sigmoid" or None.
     y has x's dtype; w and b may be float32 beside an x of 16 bits. algorithm: how it and its gradients are computed; None takes what is
-    fastest here. By name: "im2col", the textbook's way, and "fft", both for every array, and the compiled "direct" and "winograd", which
-    has 3 x 3 filters with stride 1 only. ShapeError, DtypeError, ArgumentError if something does not fit. LeCun et al., Proceedings of the IEEE, 1998.
+    fastest here. By name: "im2col", the textbook's way, and "fft", both for every array; compiled for CPUs "direct" and "winograd", which
+    has 3 x 3 filters with stride 1 only; for GPUs "implicit". ShapeError, DtypeError, ArgumentError if something does not fit.
+    LeCun et al., Proceedings of the IEEE, 1998.
 
     >>> x = np.array([[1, 1, 2, 0], [0, 2, 1, 3], [2, 0, 1, 2], [3, 2, 0, 1]], float).reshape(1, 1, 4, 4)
     >>> w = np.array([[2, 0, 1], [0, 2, 1], [1, 0, 1]], float).reshape(1, 1, 3, 3)

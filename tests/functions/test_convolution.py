@@ -332,7 +332,7 @@ class TestErrors:
             F.conv2d(x, w, activation="gelu")
         for function in (F.conv2d, F.conv_transpose2d):
             with pytest.raises(ArgumentError, match=says(f"{function.__name__}: algorithm 'fff' is not known (nearest: 'fft')",
-                                                         "Known are im2col, fft, direct, winograd, and None")):
+                                                         "Known are im2col, fft, direct, winograd, implicit, and None")):
                 function(x, w[:3], algorithm="fff")
         with pytest.raises(ArgumentError, match=says("conv_transpose2d: output_padding is (2, 2), and must be less than stride or dilation",
                                                      "stride: (2, 2)", "dilation: (1, 1)")):
