@@ -113,7 +113,8 @@ class Capture:
         """Record a step. Nothing has changed afterwards."""
         run, xp = self.run, self.xp
         step = Step(run, Recording(self.device, 2 * accumulate), xp.empty_like(x), xp.empty_like(y))
-        watched = [path for path, p in run.optimizer.parameters.items() if p.watchers is not None and p.watchers.hooks]
+        watched = [path for path, p in run.optimizer.parameters.items()
+                   if p.watchers is not None and (p.watchers.hooks or p.watchers.ready or p.watchers.observers)]
         if watched:
             raise GraphError(f"capture: the hooks of {', '.join(watched[:8])} would run once, while the step is recorded, and never again",
                              hint="Remove them, or train without capture.")
