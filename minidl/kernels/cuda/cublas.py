@@ -133,7 +133,8 @@ def handle_of(x: Array) -> Handle:
     handles = _of_thread.__dict__
     device = backend.device_of(x)
     if device not in handles:
-        handles[device] = Handle(backend.of(x))
+        with backend.on(device):
+            handles[device] = Handle(backend.of(x))
     return handles[device]
 
 
