@@ -214,9 +214,9 @@ class Observed(Team):
         self.bind(run.model, run.optimizer)
         return True
 
-    def listen(self, clip: float | None = None) -> None:
+    def listen(self, clip: float | None = None, scale: float | None = None) -> None:
         if not self.technique.later:
-            super().listen(clip)
+            super().listen(clip, scale)
 
     def update(self, *args: Any, **options: Any) -> Any:
         before = self.waited + self.arrivals.waited
