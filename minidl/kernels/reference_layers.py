@@ -207,7 +207,7 @@ def dropout_gradient(gy: Array, mask: Array, scale: float) -> Array:
     return gy * mask * scale
 
 
-def dropout_mask(xp: Any, shape: tuple[int, ...], p: float, seed: int, step: int | Array, layer: int, first: int = 0) -> Array:
+def dropout_mask(xp: Any, shape: tuple[int, ...], p: float, seed: int, step: Any, layer: int, first: int = 0) -> Array:
     """Booleans, false with probability p: a hash of (seed, step, layer, number of the element), so the same on every device.
 
     xp: the array library. step: a number, or an integer array of one, for who counts on the device. first: the number of the first
