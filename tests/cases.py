@@ -263,6 +263,8 @@ class FunctionCase:
             for y in found:
                 assert not is_float(y) or y.dtype == half or (self.sums and y.dtype == "float32"), f"{half} in, {y.dtype} out"
             assert_close([backend.wide(y) for y in found], wanted, 4 * self.rounding[half])
+        there = [backend.asarray(x, "strict:0") if isinstance(x, np.ndarray) else x for x in inputs]
+        assert [y.dtype for y in self.values_and_gradients(there)] == [y.dtype for y in self.values_and_gradients(inputs)]
 
     # Steps of these tests
 

@@ -58,6 +58,7 @@ class StrictArray:
     @classmethod
     def _call(cls, name, real, args, kwargs):
         """Everything that a device does is one of these: what NumPy calls `real`, with arrays of the device in and out."""
+        refuse_bfloat16(name, args, kwargs)
         y = real(*unwrap(cls, args, name in EXPLICIT), **unwrap(cls, kwargs, name in EXPLICIT))
         return wrap(cls, y, *args, *kwargs.values())
 
@@ -181,6 +182,18 @@ ADAPTED = {
     "broadcast_to": _broadcast_to,
     "count_nonzero": lambda *args, **kwargs: np.asarray(np.count_nonzero(*args, **kwargs)),     # a Python number from older NumPys
 }
+
+
+NOT_OF_BFLOAT16 = {"add.at", "argpartition", "argsort", "cumprod", "cumsum", "lexsort", "partition", "sort", "subtract.at"}
+
+
+def refuse_bfloat16(name, args, kwargs):
+    """TypeError where CuPy cannot do something with bfloat16, though it can with other types."""
+    if any(x.dtype.name == "bfloat16" for x in arrays_in(args)):
+        plain = name.removeprefix("ndarray.")
+        bounds = [*args[1:3], *(kwargs.get(word) for word in ("a_min", "a_max", "min", "max") if word in kwargs)]
+        if plain in NOT_OF_BFLOAT16 or (plain == "clip" and (len(bounds) < 2 or None in bounds)):
+            raise TypeError(f"cupy.{name} does not take bfloat16" + ", with one bound" * (plain == "clip"))
 
 
 def unwrap(kind, x, numpy_too=False):

@@ -63,6 +63,17 @@ def dropping():
                          nn.Affine(12, 10, generator=rng))
 
 
+class Joined(nn.Module):
+    """Its columns cut apart, and joined again in turned order."""
+
+    def forward(self, x):
+        return F.concatenate(F.split(x, x.shape[1], 1)[::-1], 1)
+
+
+def joining():
+    return nn.Sequential(nn.Flatten(), nn.Affine(64, 20, generator=0), Joined(), nn.Affine(20, 10, generator=1))
+
+
 def sgd(model):
     return optim.SGD(model, lr=optim.cosine(0.1, 12), momentum=0.9, weight_decay=0.01, groups={"*.b": {"weight_decay": 0.0}})
 
@@ -115,6 +126,7 @@ CASES = {
     "batch norm": (normalized, sgd, {"clip": 100.0}),
     "batch norm of all batches, in parts": (lambda: normalized(None), adam, {"accumulate": 2}),
     "dropout": (dropping, adam, {}),
+    "many arrays joined": (joining, plain, {}),
     "float16": (normalized, sgd, {"dtype": "float16"}),
     "bfloat16, clipped": (convolutional, adam, {"dtype": "bfloat16", "clip": 0.5}),
     "dropout in parts": (dropping, plain, {"accumulate": 2}),
@@ -318,6 +330,13 @@ class TestRefusals:
     def test_numbers_from_the_host(self):
         told = self.refused(lambda self, x: x * backend.asarray(np.full(10, 2.0, np.float32), DEVICE))
         assert "in layer 2 (Odd)" in told
+
+    def test_a_mask_that_is_written_through(self):
+        def forward(self, x):
+            x.data[x.data < 0] = 0.0
+            return x
+
+        assert "in layer 2 (Odd)" in self.refused(forward)
 
     def test_a_generator_on_the_host(self):
         told = self.refused(lambda self, x: x * float(self.generator.random()), generator=np.random.default_rng(0))

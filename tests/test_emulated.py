@@ -356,7 +356,8 @@ class TestCapture:
     @pytest.mark.parametrize("step", [
         lambda x: float(x[0]), lambda x: bool(x[0] > 0), lambda x: x.get(), lambda x: x[0].item(), lambda x: xp.asarray(np.zeros(3)),
         lambda x: xp.asarray(1.0), lambda x: x[x > 0], lambda x: xp.nonzero(x), lambda x: xp.cuda.get_current_stream().synchronize(),
-        lambda x: x.set(np.zeros(4, np.float32)), lambda x: x.tolist(),
+        lambda x: x.set(np.zeros(4, np.float32)), lambda x: x.tolist(), lambda x: x.__setitem__(x > 0, 0.0),
+        lambda x: xp.concatenate([x] * 9),
     ])
     def test_refuses_what_makes_the_host_wait(self, step):
         x, stream = there(np.arange(4), np.float32), xp.cuda.Stream(non_blocking=True)

@@ -91,6 +91,15 @@ class TestItRefuses:
             with pytest.raises(ValueError, match="Unsupported dtype"):
                 xp.array(numbers)
 
+    @pytest.mark.parametrize("call", [
+        lambda x: x.clip(0, None), lambda x: xp.clip(x, None, 1), lambda x: x.clip(max=1), lambda x: xp.cumsum(x, axis=0),
+        lambda x: xp.sort(x), lambda x: xp.add.at(x, 0, x[1]),
+    ])
+    def test_what_it_does_with_other_types_of_bfloat16(self, x, call):
+        call(x)
+        with pytest.raises(TypeError, match="bfloat16"):
+            call(x.astype(backend.dtype_named("bfloat16")))
+
     def test_to_say_whether_it_is_writeable(self, x):
         with pytest.raises(AttributeError):
             x.flags.writeable       # noqa: B018

@@ -156,6 +156,7 @@ class Minimum(Function):
 
 
 class Clip(Function):
+    in_float32 = True                                           # of bfloat16 CuPy's clip wants both bounds
     low: Any = None
     high: Any = None
 

@@ -16,7 +16,10 @@ import numpy as np
 from minidl import backend
 from minidl.errors import ArgumentError, DtypeError, ShapeError
 from minidl.graph import Function
+from minidl.recording import present
 from minidl.tensor import Tensor
+
+TOGETHER = 8            # arrays that CuPy joins as arguments of a launch; where more lie is brought from the host, which is not recorded
 
 X = TypeVar("X")
 
@@ -94,7 +97,10 @@ class Concatenate(Function):
         axis = numbered("concatenate", xs[0], self.axis)
         ends = np.cumsum([x.shape[axis] for x in xs]).tolist()
         self.parts = [(slice(None),) * axis + (slice(start, end),) for start, end in zip([0, *ends], ends)]
-        return backend.of(xs[0]).concatenate(xs, axis=axis)
+        concatenate = backend.of(xs[0]).concatenate
+        while present() is not None and len(xs) > TOGETHER:
+            xs = [concatenate(xs[i:i + TOGETHER], axis=axis) for i in range(0, len(xs), TOGETHER)]
+        return concatenate(xs, axis=axis)
 
     # each gets its own part back
     def grad_xs(self, gy, i):

@@ -10,11 +10,13 @@ import numpy as np
 
 from emulated import memory, streams
 from emulated.memory import CUDARuntimeError
-from strict import EXPLICIT, StrictArray, arrays_in, the_device, unwrap
+from strict import EXPLICIT, StrictArray, arrays_in, refuse_bfloat16, the_device, unwrap
 
 # While a stream captures, CuPy cannot do these: the host must know what comes out, or they are cuBLAS's or cuSOLVER's
 WAIT = {"argwhere", "bincount", "compress", "extract", "flatnonzero", "histogram", "ndarray.item", "ndarray.nonzero", "ndarray.tolist",
         "nonzero", "unique"}
+MASKED = ("ndarray.__getitem__", "ndarray.__setitem__")         # with a mask CuPy counts what is chosen, also where it writes one number
+TOGETHER = 8                            # arrays whose places are arguments of a launch: where more are joined, a table is copied there
 PRODUCTS = {"dot", "einsum", "inner", "matmul", "ndarray.__matmul__", "ndarray.__rmatmul__", "ndarray.dot", "tensordot", "vdot"}
 
 
@@ -22,6 +24,7 @@ class EmulatedArray(StrictArray):
     """An array of the emulated device."""
 
     __slots__ = ("_memory",)
+    __module__ = "emulated"                                 # the package, as CuPy's says of itself
 
     def __init__(self, array, number=0, base=None):
         super().__init__(array, number, base)
@@ -74,6 +77,7 @@ class EmulatedArray(StrictArray):
     @classmethod
     def _noted(cls, capture, name, real, args, kwargs, empty):
         """Note an operation for the graph. Gives arrays of what would come out, whose numbers are not there."""
+        refuse_bfloat16(name, args, kwargs)
         _refuse(capture, name, args)
         givers = list(arrays_in([*args, *kwargs.values()]))
         number, seen = the_device(cls, givers), {id(x): capture.seen(x) for x in givers}
@@ -155,10 +159,9 @@ def _refuse(capture, name, args):
     """Raise what CuPy raises where it cannot capture."""
     if name in PRODUCTS or name.startswith("linalg."):
         raise NotImplementedError("calling cuBLAS or cuSOLVER API during stream capture is currently unsupported")
-    mask = name in ("ndarray.__getitem__", "ndarray.__setitem__") and any(
-        x.dtype == bool and x.ndim for x in arrays_in(args[1] if isinstance(args[1], tuple) else [args[1]]))
-    masked = mask and (name == "ndarray.__getitem__" or isinstance(args[2], StrictArray))
-    if masked or name in WAIT or (name in EXPLICIT and not isinstance(args[0], StrictArray)):
+    masked = name in MASKED and any(x.dtype == bool and x.ndim for x in arrays_in(args[1] if isinstance(args[1], tuple) else [args[1]]))
+    many = name == "concatenate" and len(args[0]) > TOGETHER
+    if masked or many or name in WAIT or (name in EXPLICIT and not isinstance(args[0], StrictArray)):
         capture.wrong = True
         raise CUDARuntimeError(streams.UNSUPPORTED)
 
