@@ -13,13 +13,19 @@ import pytest
 import emulated
 import nvrtc
 from cuda_cases import TABLE
+from minidl import kernels
+from minidl.kernels import cuda
 from minidl.kernels.cuda import source
-from test_cuda import arguments, run, there
+from test_cuda import arguments, there
 
 if emulated.WHY_NOT or nvrtc.library() is None:
     pytest.skip(emulated.WHY_NOT or "it takes nvidia-cuda-nvrtc", allow_module_level=True)
 
 TUNED, OLDEST, SKETCHED = "sm_90", "sm_80", "compute_90"
+SKETCHES = {("T", "double"), ("I", "long long")}            # where speed does not count
+ORDER = ("float", "half_t", "bfloat_t", "double")
+CALLS = [("float32", False, False), ("float32", False, True), ("float16", False, False), ("bfloat16", False, False),
+         ("float64", False, False), ("float32", True, False)]            # dtype, whether places are of 64 bits, whether TF32 is allowed
 SPILLS = {"implicit": 64}       # bytes that a kernel may put into memory: some registers are worth a second block beside the first
 
 
@@ -35,10 +41,11 @@ def variants():
         patch.setattr(source, "function", function)
         patch.setattr(source, "compiled", source.compiled.__wrapped__)                      # else it is not asked twice, and keeps ours
         for entry, case in TABLE.items():
-            for dtype in case.dtypes:
-                patch.setattr(source, "FAR", 0 if dtype == "bfloat16" else 2**31)           # so that few sets have each value
+            for dtype, far, tf32 in CALLS:
+                patch.setattr(source, "FAR", 0 if far else 2**31)
                 for example in range(case.examples):
-                    run(entry, there(arguments(entry, example, dtype), "emulated:0"))
+                    with kernels.allow_tf32(tf32):
+                        case.twin(cuda.TWINS[case.kernel], *there(arguments(entry, example, dtype), "emulated:0"))
     return found
 
 
@@ -46,9 +53,9 @@ def variants():
 def logs(variants):
     """(file, macros, architecture) -> what the compiler says of the kernels.
 
-    Where speed does not count, in float64 and for places of 64 bits, it stops at PTX: the rest takes it most of the time.
+    Where speed does not count it stops at PTX: the rest takes it most of the time.
     """
-    wanted = [(file, macros, SKETCHED if {("T", "double"), ("I", "long long")} & set(macros) else TUNED)
+    wanted = [(file, macros, SKETCHED if SKETCHES & set(macros) else TUNED)
               for file, sets in variants.items() for macros in covering(sets)]
     wanted += [(file, macros, OLDEST) for file, macros, _ in wanted if "mma" in source._file(f"{file}.cu") and ("T", "half_t") in macros]
 
@@ -60,12 +67,12 @@ def logs(variants):
 
 
 def covering(sets):
-    """A few of the sets, in which each value of each macro is: most of them with float, which is compiled fast."""
-    chosen, covered = [], set()
-    for macros in sorted(sets, key=lambda macros: ("float", "half_t", "bfloat_t", "double").index(dict(macros)["T"])):
-        if not covered.issuperset(macros):
-            chosen.append(macros)
-            covered |= set(macros)
+    """A few of the sets, in which each value of each macro is: most of them with float and int, which are compiled fast."""
+    sets = sorted(sets, key=lambda macros: (len(SKETCHES & set(macros)), ORDER.index(dict(macros)["T"])))
+    chosen, left = [], set().union(*sets)
+    while left:
+        chosen.append(max(sets, key=lambda macros: len(left & set(macros))))
+        left -= set(chosen[-1])
     return chosen
 
 
