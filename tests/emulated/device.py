@@ -32,14 +32,10 @@ class EmulatedArray(StrictArray):
             self._place(array)
 
     def _place(self, array, empty=False):
-        """Move into memory of the device: as dense, and with the axes in the same order."""
+        """Move into memory of the device: dense, with the axes in the same order."""
         with Device(self._number):
             self._memory = memory.alloc(array.nbytes).mem
-        strides, step = [0] * array.ndim, array.itemsize
-        for axis in sorted(range(array.ndim), key=lambda axis: (abs(array.strides[axis]), -axis)) if not array.flags.c_contiguous else \
-                reversed(range(array.ndim)):
-            strides[axis], step = step, step * max(array.shape[axis], 1)
-        self._array = np.ndarray(array.shape, array.dtype, self._memory.bytes, 0, strides)
+        self._array = np.ndarray(array.shape, array.dtype, self._memory.bytes, strides=np.empty_like(array).strides)
         if not empty:
             self._array[...] = array
 
@@ -81,7 +77,7 @@ class EmulatedArray(StrictArray):
         _refuse(capture, name, args)
         givers = list(arrays_in([*args, *kwargs.values()]))
         number, seen = the_device(cls, givers), {id(x): capture.seen(x) for x in givers}
-        targets = []
+        targets, pieces = [], [x._owner._memory.memory for x in givers]
 
         def shown(x):
             return _mapped(cls, x, lambda array: seen[id(array)])
@@ -99,6 +95,7 @@ class EmulatedArray(StrictArray):
             if not empty:
                 capture.seen(x)[...] = part
                 targets.append((i, x._array))
+                pieces.append(x._memory.memory)
             return x
 
         with np.errstate(all="ignore"):
@@ -112,7 +109,6 @@ class EmulatedArray(StrictArray):
             again = _parts(real(*given, **named))
             for i, target in targets:
                 target[...] = again[i]
-        pieces = [x._owner._memory.memory for x in givers]
         capture.steps.append((run, pieces))
         return _rebuilt(y, results)
 
