@@ -13,13 +13,13 @@ TOP = Path(__file__).parents[2]
 WHERE = ("tests/functions", "tests/nn", "tests/kernels", "tests/optim", "tests/data", "tests/test_capture.py")
 
 
-def run(kind: str, seconds: float) -> dict[str, Any]:
-    """Run the tests whose names hold a kind of device ("cuda"), for so many seconds at most.
+def run(device: str, seconds: float) -> dict[str, Any]:
+    """Run the tests whose names hold a device, for so many seconds at most: its number, too, as files of tests are called after "cuda".
 
     Gives the last line that pytest prints, the counts in it, the names of what failed, and whether it came to its end.
     """
     where = [place for place in WHERE if (TOP / place).exists()]
-    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "--tb=line", "-k", kind, *where]
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "--tb=line", "-k", device, *where]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TOP), os.environ.get("PYTHONPATH", "")]), "PYTHONUNBUFFERED": "1"}
     try:
         done = subprocess.run(command, cwd=TOP, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
