@@ -185,6 +185,19 @@ class TestImplicit:
         close(gw, reference.conv2d_weights(short[0], short[2], window, groups), "float32", terms * len(x))
         assert abs(backend.to_numpy(y) - reference.conv2d(x64, w64, window, groups)).max() > 1e-4        # it did round
 
+    @pytest.mark.parametrize("dtype", ["float32", "float16"])
+    def test_terms_of_many_steps_with_places_in_64_bits(self, dtype, monkeypatch):
+        monkeypatch.setattr(source, "FAR", 0)
+        three("several tiles", dtype, "implicit")
+
+    def test_gpus_whose_tensor_cores_do_not_know_the_instructions(self, monkeypatch):
+        x = on_device(np.ones(3, np.float16))
+        assert implicit.on_tensor_cores(x)
+        monkeypatch.setattr(emulated.xp.cuda.Device, "compute_capability", "75")
+        monkeypatch.setattr(implicit, "capable", implicit.capable.__wrapped__)                 # else it is kept
+        assert not implicit.on_tensor_cores(x)
+        three("several tiles", "float16", "implicit")
+
     def test_tiles_that_fit_the_rows(self):
         assert [implicit.height(rows) for rows in (1, 32, 33, 64, 65, 128, 192, 512)] == [32, 32, 64, 64, 128, 128, 64, 128]
 

@@ -34,6 +34,7 @@ constexpr int DEPTH = WORDS * PER;
 constexpr int STEP = WORDS + 16 / sizeof(Word);         // from row to row: 8 rows of 16 bytes fall on different banks
 constexpr int LEFT = ROWS * WORDS / THREADS, RIGHT = COLUMNS * WORDS / THREADS;    // words that a thread brings
 constexpr int APART = THREADS / WORDS;                  // rows between two of them
+constexpr int AHEAD = (sizeof(I) == 8 ? 64 : 128) / DEPTH;         // steps whose terms are found at a time, a term a thread
 constexpr int RESIDENT = sizeof(A) == 8 ? 1 : 2;         // blocks on a multiprocessor, which share its registers
 constexpr int NOWHERE = -(1 << 29);                     // a row outside every image
 
@@ -140,15 +141,23 @@ struct Sums {
         }
     }
 
-    template <typename Give> __device__ void each(Give give) const {
+    // Numbers of a warp go through shared memory, 16 rows at a time: there neighbouring threads find neighbouring columns, as memory wants
+    template <typename Give> __device__ void each(Word *shared, Give give) const {
         int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        Word (*own)[40] = (Word (*)[40])shared + warp * 16;     // 32 columns, and 8 so that 4 rows of pairs fall on different banks
         #pragma unroll
-        for (int i = 0; i < TALL; i++)
+        for (int i = 0; i < TALL; i++) {
+            __syncwarp();                                       // the last rows have been read
             #pragma unroll
             for (int j = 0; j < 4; j++)
                 #pragma unroll
-                for (int e = 0; e < 4; e++)
-                    give(warp % 2 * (ROWS / 2) + i * 16 + e / 2 * 8 + lane / 4, warp / 2 * 32 + j * 8 + lane % 4 * 2 + e % 2, v[i][j][e]);
+                for (int e = 0; e < 4; e += 2)
+                    *(Two *)&own[e / 2 * 8 + lane / 4][j * 8 + lane % 4 * 2] = {__float_as_uint(v[i][j][e]), __float_as_uint(v[i][j][e + 1])};
+            __syncwarp();
+            #pragma unroll 4
+            for (int row = 0; row < 16; row++)
+                give(warp % 2 * (ROWS / 2) + i * 16 + row, warp / 2 * 32 + lane, __uint_as_float(own[row][lane]));
+        }
     }
 };
 
@@ -179,14 +188,14 @@ struct Sums {
                 Two b = *(const Two *)&right[j * 16][k];
                 #pragma unroll
                 for (int i = 0; i < TALL; i++) {
-                    v[i][j] += a[i].at[0] * b.at[0];
-                    v[i][j] += a[i].at[1] * b.at[1];
+                    v[i][j] += get(a[i].at[0]) * get(b.at[0]);
+                    v[i][j] += get(a[i].at[1]) * get(b.at[1]);
                 }
             }
         }
     }
 
-    template <typename Give> __device__ void each(Give give) const {
+    template <typename Give> __device__ void each(Word *, Give give) const {
         #pragma unroll
         for (int i = 0; i < TALL; i++)
             #pragma unroll
@@ -202,7 +211,7 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT) implicit(
     I period_h, I period_w) {
     alignas(16) __shared__ Word left[2][ROWS][STEP];
     alignas(16) __shared__ Word right[2][COLUMNS][STEP];
-    __shared__ Place terms[2][DEPTH];
+    __shared__ Place terms[2 * AHEAD][DEPTH];
     __shared__ Place places[COLUMNS];
     Shape s{images, groups, rows, channels, height, width, down, across, kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w,
             dilation_h, dilation_w, 0, 0, 0, 0, period_h, period_w, kernel_h, kernel_w};
@@ -240,12 +249,12 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT) implicit(
         places[tid] = p;
     }
 
-    auto plan = [&](I step) {                               // where the terms of a step are
-        if (tid < DEPTH) {
+    auto plan = [&](I step) {                               // where the terms of AHEAD steps are, from this one on
+        if (tid < AHEAD * DEPTH) {
             I k = step * DEPTH + tid;
             Place p{0, -1, NOWHERE, NOWHERE};
             if (k < depth) p = WAY == WEIGHTS ? position(k, s, group) : in_patch(k, s);
-            terms[step & 1][tid] = p;
+            terms[(step + tid / DEPTH) % (2 * AHEAD)][tid % DEPTH] = p;
         }
     };
 
@@ -256,7 +265,7 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT) implicit(
     int k = tid % WORDS, first = tid / WORDS, half = tid / COLUMNS, mine = tid % COLUMNS, some = (int)(rows - top);
 
     auto fetch_left = [&](I step) {
-        const Place *here = terms[step & 1];
+        const Place *here = terms[step % (2 * AHEAD)];
         I one = here[k * PER].other, other = here[k * PER + PER - 1].other;
         #pragma unroll
         for (int i = 0; i < LEFT; i++) {
@@ -273,7 +282,7 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT) implicit(
     };
 
     auto fetch_right = [&](I step) {
-        const Place *here = terms[step & 1];
+        const Place *here = terms[step % (2 * AHEAD)];
         #pragma unroll
         for (int i = 0; i < RIGHT; i++) {
             const Place &column = places[WAY == WEIGHTS ? first + i * APART : mine];
@@ -308,21 +317,20 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT) implicit(
     __syncthreads();
     fetch_left(begin), fetch_right(begin);
     keep_left(begin), keep_right(begin);
-    plan(begin + 1);
     __syncthreads();
     for (I step = begin; step < end; step++) {                  // what the last round fetches is not used
         const auto *l = left[step & 1], *r = right[step & 1];
+        if ((step + 2 - begin) % AHEAD == 0) plan(step + 2);    // the divisions in it take long
         fetch_left(step + 1);
         sums.add<0, WORDS / 2>(l, r);
         keep_left(step + 1);
         fetch_right(step + 1);
         sums.add<WORDS / 2, WORDS>(l, r);
         keep_right(step + 1);
-        plan(step + 2);
         __syncthreads();
     }
 
-    sums.each([&](int row, int column, A v) {
+    sums.each(&right[0][0][0], [&](int row, int column, A v) {
         I at = places[column].other;
         if (at < 0 || top + row >= rows) return;
         at += row * y_step;

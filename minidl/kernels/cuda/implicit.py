@@ -1,6 +1,7 @@
 """Convolution without columns in memory, on a GPU: how implicit.cu is launched.
 
-Tensor cores multiply 16-bit arrays, and float32 rounded to TF32 where that is allowed; float32 and float64 are multiplied as they are.
+Tensor cores multiply 16-bit arrays, and float32 rounded to TF32 where that is allowed; float32 and float64 are multiplied as they are, and
+so are 16 bits on a GPU older than sm_80.
 """
 
 from __future__ import annotations
@@ -102,8 +103,14 @@ def parts_of(tiles: int, steps: int, size: int) -> int:
 
 
 def on_tensor_cores(x: Array) -> bool:
-    """Whether tensor cores may multiply numbers of x."""
-    return x.itemsize == 2 or (x.itemsize == 4 and tf32_allowed())
+    """Whether tensor cores may multiply numbers of x, and can."""
+    return (x.itemsize == 2 or (x.itemsize == 4 and tf32_allowed())) and capable(backend.of(x), backend.device_of(x))
+
+
+@functools.cache
+def capable(xp: Any, device: str) -> bool:
+    """Whether a device's tensor cores know the instructions of ptx.cuh: from sm_80 on. On older ones the other units multiply."""
+    return int(xp.cuda.Device(int(device.rpartition(":")[2])).compute_capability) >= 80
 
 
 def in_pairs(way: int, factor: Array, image: Array) -> bool:
