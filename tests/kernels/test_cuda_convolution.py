@@ -224,6 +224,10 @@ class TestIm2col:
                 assert count * size <= im2col.PIECE or count == 1
             assert (seen == 1).all()
 
+    def test_small_images_have_few_threads(self):
+        assert im2col.grid(49, 512, 32) == ((1, 512, 32), 64)
+        assert im2col.grid(1000, 3, 10**5) == ((4, 3, 65535), 256)
+
     @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
     @pytest.mark.parametrize("bias", [False, True])
     @pytest.mark.parametrize("shape", ["padding", "stride and gaps", "groups", "1 x 1"])

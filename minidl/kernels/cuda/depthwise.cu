@@ -1,17 +1,21 @@
 // Convolution where each filter sees one channel: there is no product of matrices in it, and memory is what it waits for. A thread makes
-// one number. Filters are numbered so that channel c has `each` of them: c each, ..., c each + each - 1.
+// one number. Filters are numbered so that channel c has `each` of them: c each, ..., c each + each - 1. Divisions would take longer than
+// the sums: they are done as Divisors.
 //
 // Macros beside T, A and I: M, the type of the filters' numbers; B, of the bias's.
 
 #include "packs.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) depthwise(
-    const T *x, const M *w, const B *b, I kind, T *y, I size, I filters, I each, I height, I width, I down, I across, I kernel_h,
-    I kernel_w, I stride_h, I stride_w, I padding_h, I padding_w, I dilation_h, I dilation_w) {
+    const T *x, const M *w, const B *b, I kind, T *y, I size, I height, I width, I kernel_h, I kernel_w, I stride_h, I stride_w,
+    I padding_h, I padding_w, I dilation_h, I dilation_w, I filters, unsigned filters_m, I filters_s, I each, unsigned each_m, I each_s,
+    I down, unsigned down_m, I down_s, I across, unsigned across_m, I across_s) {
+    Divisor by_filters{filters, filters_m, filters_s}, by_each{each, each_m, each_s};
+    Divisor by_down{down, down_m, down_s}, by_across{across, across_m, across_s};
     I i = (I)blockIdx.x * (I)blockDim.x + (I)threadIdx.x;
     if (i >= size) return;
-    I q = i % across, r = i / across % down, o = i / across / down % filters, n = i / across / down / filters;
-    const T *image = x + (n * (filters / each) + o / each) * height * width;
+    I line = i / by_across, plane = line / by_down, q = i - line * across, r = line - plane * down, o = plane % by_filters;
+    const T *image = x + plane / by_each * height * width;      // (n filters + o) / each = n (filters / each) + o / each
     A sum = 0;
     for (I u = 0; u < kernel_h; u++) {
         I row = r * stride_h - padding_h + u * dilation_h;
@@ -27,22 +31,29 @@ extern "C" __global__ void __launch_bounds__(256) depthwise(
 }
 
 extern "C" __global__ void __launch_bounds__(256) depthwise_input(
-    const T *gy, const M *w, const B *b, T *gx, I size, I filters, I each, I height, I width, I down, I across, I kernel_h, I kernel_w,
-    I stride_h, I stride_w, I padding_h, I padding_w, I dilation_h, I dilation_w) {
+    const T *gy, const M *w, const B *b, T *gx, I size, I each, I down, I across, I kernel_h, I kernel_w, I padding_h, I padding_w,
+    I dilation_h, I dilation_w, I channels, unsigned channels_m, I channels_s, I height, unsigned height_m, I height_s, I width,
+    unsigned width_m, I width_s, I stride_h, unsigned stride_h_m, I stride_h_s, I stride_w, unsigned stride_w_m, I stride_w_s) {
+    Divisor by_channels{channels, channels_m, channels_s}, by_height{height, height_m, height_s}, by_width{width, width_m, width_s};
+    Divisor by_stride_h{stride_h, stride_h_m, stride_h_s}, by_stride_w{stride_w, stride_w_m, stride_w_s};
     I i = (I)blockIdx.x * (I)blockDim.x + (I)threadIdx.x;
     if (i >= size) return;
-    I column = i % width + padding_w, row = i / width % height + padding_h;
-    I c = i / width / height % (filters / each), n = i / width / height / (filters / each);
+    I line = i / by_width, plane = line / by_height, c = plane % by_channels;
+    I row = line - plane * height + padding_h, column = i - line * width + padding_w;
     A sum = 0;
-    for (I o = c * each; o < c * each + each; o++)
+    for (I k = 0; k < each; k++)                                // filter c each + k, whose gradient is plane n (channels each) + c each + k
         for (I u = 0; u < kernel_h; u++) {
-            I r = row - u * dilation_h;
-            if (r < 0 || r % stride_h || r / stride_h >= down) continue;
+            I above = row - u * dilation_h;
+            if (above < 0) continue;
+            I r = above / by_stride_h;
+            if (r * stride_h != above || r >= down) continue;
             for (I v = 0; v < kernel_w; v++) {
-                I q = column - v * dilation_w;
-                if (q < 0 || q % stride_w || q / stride_w >= across) continue;
-                sum += get(put<T>(get(w[(o * kernel_h + u) * kernel_w + v]))) *
-                       get(gy[((n * filters + o) * down + r / stride_h) * across + q / stride_w]);
+                I before = column - v * dilation_w;
+                if (before < 0) continue;
+                I q = before / by_stride_w;
+                if (q * stride_w != before || q >= across) continue;
+                sum += get(put<T>(get(w[((c * each + k) * kernel_h + u) * kernel_w + v]))) *
+                       get(gy[((plane * each + k) * down + r) * across + q]);
             }
         }
     if (b) sum += get(b[c]);
@@ -52,8 +63,9 @@ extern "C" __global__ void __launch_bounds__(256) depthwise_input(
 // A block sums one number of gw: place blockIdx.x of filter blockIdx.y
 
 extern "C" __global__ void __launch_bounds__(256) depthwise_weights(
-    const T *x, const T *gy, A *gw, I images, I filters, I each, I height, I width, I down, I across, I kernel_w, I stride_h, I stride_w,
-    I padding_h, I padding_w, I dilation_h, I dilation_w) {
+    const T *x, const T *gy, A *gw, I images, I filters, I each, I height, I width, I down, I kernel_w, I stride_h, I stride_w,
+    I padding_h, I padding_w, I dilation_h, I dilation_w, I across, unsigned across_m, I across_s) {
+    Divisor by_across{across, across_m, across_s};
     I top = (I)blockIdx.x / kernel_w * dilation_h - padding_h, left = (I)blockIdx.x % kernel_w * dilation_w - padding_w;
     for (I o = (I)blockIdx.y; o < filters; o += (I)gridDim.y) {
         A sum = 0;
@@ -61,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(256) depthwise_weights(
             const T *image = x + (n * (filters / each) + o / each) * height * width;
             const T *from = gy + (n * filters + o) * down * across;
             for (I p = (I)threadIdx.x; p < down * across; p += (I)blockDim.x) {
-                I row = p / across * stride_h + top, column = p % across * stride_w + left;
+                I r = p / by_across, row = r * stride_h + top, column = (p - r * across) * stride_w + left;
                 if (row >= 0 && row < height && column >= 0 && column < width) sum += get(from[p]) * get(image[row * width + column]);
             }
         }

@@ -105,7 +105,7 @@ def to_columns(x: Array, columns: Array, window: Window, groups: int, group: int
                ones: bool = False) -> None:
     """Write the columns of one group of channels at some positions. image_step, row_step: numbers from image to image, row to row."""
     channels, positions = x.shape[1] // groups, places.stop - places.start
-    source.launch(x, "im2col", "im2col", grid(positions, channels, len(x)), THREADS, x, columns, len(x), image_step, row_step, places.start,
+    source.launch(x, "im2col", "im2col", *grid(positions, channels, len(x)), x, columns, len(x), image_step, row_step, places.start,
                   positions, ones, x.shape[1], group * channels, channels, *x.shape[2:], window.out(x.shape[2:])[1], *geometry(window),
                   far=source.far(x, columns))
 
@@ -113,8 +113,9 @@ def to_columns(x: Array, columns: Array, window: Window, groups: int, group: int
 def to_image(columns: Array, gx: Array, window: Window, start: int, channels: int) -> None:
     """Add up columns (N, channels times places of the filter, positions) where they were read from, in channels of gx from `start` on."""
     size = gx.shape[2:]
-    source.launch(gx, "im2col", "col2im", grid(math.prod(size), channels, len(gx)), THREADS, columns, gx, len(gx), gx.shape[1], start,
-                  channels, *size, *window.out(size), *geometry(window), far=source.far(columns, gx))
+    source.launch(gx, "im2col", "col2im", *grid(math.prod(size), channels, len(gx)), columns, gx, len(gx), gx.shape[1], start,
+                  channels, *size, *window.out(size), *window.kernel, *window.padding, *window.dilation, *source.divisor(window.stride[0]),
+                  *source.divisor(window.stride[1]), far=source.far(columns, gx))
 
 
 def pieces(images: int, parts: int, size: int) -> Iterator[tuple[slice, slice]]:
@@ -141,6 +142,7 @@ def geometry(window: Window) -> tuple[int, ...]:
     return (*window.kernel, *window.stride, *window.padding, *window.dilation)
 
 
-def grid(places: int, channels: int, images: int) -> tuple[int, int, int]:
-    """Blocks for places, channels and images: of the last two a block may have several."""
-    return -(-places // THREADS), min(channels, LIMIT), min(images, LIMIT)
+def grid(places: int, channels: int, images: int) -> tuple[tuple[int, int, int], int]:
+    """Blocks for places, channels and images, of the last two a block may have several; and threads, whole warps: few for small images."""
+    threads = min(-(-places // 32) * 32, THREADS)
+    return (-(-places // threads), min(channels, LIMIT), min(images, LIMIT)), threads

@@ -151,8 +151,10 @@ struct Sums {
             #pragma unroll
             for (int j = 0; j < 4; j++)
                 #pragma unroll
-                for (int e = 0; e < 4; e += 2)
-                    *(Two *)&own[e / 2 * 8 + lane / 4][j * 8 + lane % 4 * 2] = {__float_as_uint(v[i][j][e]), __float_as_uint(v[i][j][e + 1])};
+                for (int e = 0; e < 4; e += 2) {
+                    Two pair{__float_as_uint(v[i][j][e]), __float_as_uint(v[i][j][e + 1])};
+                    *(Two *)&own[e / 2 * 8 + lane / 4][j * 8 + lane % 4 * 2] = pair;
+                }
             __syncwarp();
             #pragma unroll 4
             for (int row = 0; row < 16; row++)
