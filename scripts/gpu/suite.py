@@ -19,7 +19,8 @@ def run(device: str, seconds: float) -> dict[str, Any]:
     Gives the last line that pytest prints, the counts in it, the names of what failed, and whether it came to its end.
     """
     where = [place for place in WHERE if (TOP / place).exists()]
-    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "--tb=line", "-k", device, *where]
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "--tb=line",
+               "--continue-on-collection-errors", "-k", device, *where]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TOP), os.environ.get("PYTHONPATH", "")]), "PYTHONUNBUFFERED": "1"}
     try:
         done = subprocess.run(command, cwd=TOP, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
