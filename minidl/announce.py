@@ -1,6 +1,6 @@
 """Announce: how a model will learn, in words, before it does: optimizer, processes, epochs, and where the run is kept.
 
-What stands above these lines (data, model, device) is said by whoever made it: task.py and train.py.
+What stands above these lines is said by whoever made it: data and model by task.py, the device by train.py.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from minidl import optim, report
 from minidl.checkpoint import Found
 from minidl.optim.scaling import loss_scale_for
 from minidl.optim.schedule import value_at
+from minidl.options import Plan
 from minidl.parallel import Communicator, exchange
 from minidl.parallel.device_staging import why_not_direct
 from minidl.run import part
-from minidl.task import Plan, Task
+from minidl.task import Task
 
 
 def announced(options: SimpleNamespace, optimizer: optim.Optimizer, task: Task, folder: Path, found: Found | None,
@@ -38,6 +39,16 @@ def announced(options: SimpleNamespace, optimizer: optim.Optimizer, task: Task, 
         *place,
         *([("report", f"none: {report.missing()}; pip install 'minidl[viz]'")] if report.missing() else []),
     ]
+
+
+def precision(options: SimpleNamespace) -> Plan:
+    """How numbers are stored; nothing where it is as usual."""
+    if options.dtype == "float32":
+        return [("precision", "factors of products rounded to TF32")] if options.tf32 else []
+    scaling = loss_scale_for(options.dtype, options.loss_scale)
+    how = "dynamically" if scaling is None or scaling.dynamic else f"by {scaling.scale:g}"
+    scaled = "" if scaling is None or options.eval_only else f", loss scaled {how}"
+    return [("precision", f"{options.dtype}, weights float32{scaled}")]
 
 
 def kfac_described(options: SimpleNamespace) -> str:

@@ -1,8 +1,9 @@
 """`python -m minidl.train`: train a model from the shell.
 
 Here are the options, and what happens around the loop: Ctrl-C, resume, a loss that is no longer finite, a full disk. The loop itself is
-in loop.py. What options come to is in task.py, and in words in announce.py; where they come from in config.py; what a run leaves in its
-folder in record.py and report/; how it looks in display.py. Where there are many processes, lead.py says what the first one does for all.
+in loop.py. Where options come from is in config.py, what is wrong with them in options.py, what they come to in task.py, and in words in
+announce.py; what a run leaves in its folder in record.py and report/; how it looks in display.py. Where there are many processes, lead.py
+says what the first one does for all.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import typer
 
 import minidl
 from minidl import data, kernels, parallel, pool, report
-from minidl.announce import announced
+from minidl.announce import announced, precision
 from minidl.checkpoint import Checkpoints, load
 from minidl.config import CountOrWord, NumberOrWord, gather
 from minidl.data.catalogue import CLASSES
@@ -34,11 +35,12 @@ from minidl.errors import CheckpointError, NumericsError
 from minidl.lead import Lead, Ranks
 from minidl.loop import Callback, Objective, classification, evaluate, fit, reconstruction
 from minidl.measure import STEPS, Measure
+from minidl.options import settle, spelled
 from minidl.parallel import ending, mpi
 from minidl.parallel.quiet import quiet
 from minidl.record import Record, claimed, command, new_folder, read_config
 from minidl.run import Run, part
-from minidl.task import Task, make_optimizer, make_task, make_team, precision, settle, spelled
+from minidl.task import Task, make_optimizer, make_task, make_team
 
 MOST = 16               # threads that are used without being asked for: the work of a step has about so many pieces
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from minidl import announce
-from minidl.task import EXCHANGE
+from minidl.options import EXCHANGE
 
 USUAL = {"optimizer": "sgd", "clip": None, "batch_size": 32, "dtype": "float32", "loss_scale": None, "device": "cpu", "asked_device": "cpu"}
 PINNED = "gradients go through pinned host memory: "

@@ -10,8 +10,8 @@ from runs import status
 from minidl.config import ELSEWHERE, CountOrWord, gather
 from minidl.errors import ConfigError
 from minidl.launch import checked
+from minidl.options import EXCHANGE
 from minidl.record import write
-from minidl.task import EXCHANGE
 from minidl.train import main
 
 RUN = ('{"options": {"epochs": 7, "lr": 0.7, "model": "mlp", "clip": null}, "classes": [], "input_shape": [], "normalise": null, '

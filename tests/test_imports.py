@@ -15,7 +15,7 @@ ROOT = Path(minidl.__file__).parent
 FLOORS = ["errors", "names", "library", "backend_cupy", "backend", "shortage", "recording", "memory", "pool", "profiler", "kernels",
           "watchers", "tensor", "modes", "plan", "graph", "walk", "profiling", "autograd", "functions", "nn", "curvature", "models",
           "data", "optim", "parallel", "checkpoint", "pictures", "testing", "exercises", "run", "held", "capture", "loop", "measure",
-          "record", "display", "report", "config", "task", "announce", "lead", "train", "predict", "launch"]
+          "record", "display", "report", "config", "options", "task", "announce", "lead", "train", "predict", "launch"]
 COMMANDS = ("train", "predict", "launch")
 
 

@@ -14,8 +14,8 @@ from minidl import functions as F
 from minidl.errors import ArgumentError, ConfigError, MemoryShortage
 from minidl.held import advice
 from minidl.loop import fit
+from minidl.options import settle_memory
 from minidl.shortage import asked, kept, shortage, size_of, words
-from minidl.task import settle_memory
 from minidl.walk import reached
 
 emulated = pytest.importorskip("emulated")

@@ -10,12 +10,13 @@ import pytest
 import runs
 from trained import Case, alone, differences, images, left
 
-from minidl import Tensor, backend, data, models, nn, optim, predict, task
+from minidl import Tensor, announce, backend, data, models, nn, optim, predict
 from minidl import functions as F
 from minidl.data import Loader
 from minidl.errors import ConfigError, DtypeError, NumericsError
 from minidl.loop import Callback, Objective, classification, evaluate, fit, to_model
 from minidl.optim import scaling
+from minidl.options import settle_precision
 from minidl.parallel import Team, local
 from minidl.train import app
 
@@ -325,10 +326,10 @@ class TestCommand:
         monkeypatch.setattr(backend, "library_named", lambda device: SimpleNamespace(kernels="cuda"))
         options = {"device": "cuda:0", "loss_scale": None, "tf32": True, "typed": {"tf32"}, "filed": set(), "eval_only": False}
         settled = SimpleNamespace(dtype="float32", **options)
-        assert task.settle_precision(settled) == [] and settled.tf32
-        assert task.precision(settled) == [("precision", "factors of products rounded to TF32")]
+        assert settle_precision(settled) == [] and settled.tf32
+        assert announce.precision(settled) == [("precision", "factors of products rounded to TF32")]
         with pytest.raises(ConfigError, match="--tf32 would not be used: float16 is multiplied by tensor cores anyway"):
-            task.settle_precision(SimpleNamespace(dtype="float16", **options))
+            settle_precision(SimpleNamespace(dtype="float16", **options))
 
     def test_a_config_file_may_hold_the_scale_as_a_number_or_a_word(self, place):
         for text, value in (("1024", 1024.0), ('"dynamic"', "dynamic")):
