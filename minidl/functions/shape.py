@@ -13,13 +13,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from minidl import backend
+from minidl import backend, kernels
 from minidl.errors import ArgumentError, DtypeError, ShapeError
 from minidl.graph import Function
-from minidl.recording import present
 from minidl.tensor import Tensor
-
-TOGETHER = 8            # arrays that CuPy joins as arguments of a launch; where more lie is brought from the host, which is not recorded
 
 X = TypeVar("X")
 
@@ -97,10 +94,7 @@ class Concatenate(Function):
         axis = numbered("concatenate", xs[0], self.axis)
         ends = np.cumsum([x.shape[axis] for x in xs]).tolist()
         self.parts = [(slice(None),) * axis + (slice(start, end),) for start, end in zip([0, *ends], ends)]
-        concatenate = backend.of(xs[0]).concatenate
-        while present() is not None and len(xs) > TOGETHER:
-            xs = [concatenate(xs[i:i + TOGETHER], axis=axis) for i in range(0, len(xs), TOGETHER)]
-        return concatenate(xs, axis=axis)
+        return kernels.concatenate(xs, axis)
 
     # each gets its own part back
     def grad_xs(self, gy, i):

@@ -41,6 +41,7 @@ sgd_update = twinned(reference_updates.sgd_update)
 adam_update = twinned(reference_updates.adam_update)
 sgd_update_many = many(sgd_update)
 adam_update_many = many(adam_update)
+concatenate = of_all(reference_layers.concatenate)
 clip_many = of_all(reference_updates.clip_many)
 unscale_many = of_all(reference_updates.unscale_many)
 running_statistics = twinned(reference_updates.running_statistics, rounded=2)
@@ -51,8 +52,8 @@ windows = twinned(reference_images.windows)
 __all__ = [
     "ALGORITHMS", "Pair", "Window", "activation", "activation_gradient", "adam_update", "adam_update_many", "affine", "affine_weights",
     "allow_tf32", "batch_norm", "batch_norm_gradient", "batch_norm_inference", "channel_sums", "clip_many", "col2im", "compiled",
-    "conv2d", "conv2d_input", "conv2d_patch_moments", "conv2d_weights", "dropout", "dropout_gradient", "dropout_mask", "erf", "im2col",
-    "in_pieces", "layer_norm", "layer_norm_gradient", "matmul", "max_pool2d", "max_pool2d_gather", "max_pool2d_scatter", "pair",
+    "concatenate", "conv2d", "conv2d_input", "conv2d_patch_moments", "conv2d_weights", "dropout", "dropout_gradient", "dropout_mask", "erf",
+    "im2col", "in_pieces", "layer_norm", "layer_norm_gradient", "matmul", "max_pool2d", "max_pool2d_gather", "max_pool2d_scatter", "pair",
     "right_answers", "running_statistics", "scaled_sum", "sgd_update", "sgd_update_many", "softmax_cross_entropy",
     "softmax_cross_entropy_gradient", "sum_pool2d", "sum_pool2d_spread", "tf32_allowed", "unscale_many", "using", "windows",
 ]

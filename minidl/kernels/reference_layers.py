@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from minidl import backend
@@ -152,6 +153,11 @@ def layer_norm_gradient(gy: Array, x: Array, gamma: Array | None, mean: Array, v
 def channels_of(x: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The axes of x other than that of the channels, and the shape that a number a channel has beside x."""
     return (0, *range(2, x.ndim)), (1, -1, *[1] * (x.ndim - 2))
+
+
+def concatenate(arrays: Sequence[Array], axis: int) -> Array:
+    """Arrays of one shape, but for this axis, one after the other along it."""
+    return backend.of(arrays[0]).concatenate(arrays, axis=axis)
 
 
 # The usual loss

@@ -81,6 +81,7 @@ case("unscale_many", draws.unscale_many, name="unscale_many's flag", dtypes=("fl
 case("running_statistics", draws.running_statistics, dtypes=("float64", "float32"))
 case("right_answers", draws.right_answers)
 case("scaled_sum", draws.scaled_sum, units=20)
+case("concatenate", draws.concatenate, units=0, halves=0)
 
 
 def convolutions(kernel: str, draw: Callable, **options: Any) -> None:

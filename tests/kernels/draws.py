@@ -341,6 +341,12 @@ def unscale_many(draw):
     return [gradients(draw), 2.0 ** -draw.integer(0, 4)]
 
 
+def concatenate(draw):
+    n, m, axis = draw.integer(1, 4), draw.integer(1, 4), draw.integer(0, 1)
+    lengths = [draw.integer(0, 5) for _ in range(draw.choice(9, 17, 70))]
+    return [[draw.array(n, length, m) if axis else draw.array(length, n, m) for length in lengths], axis]
+
+
 def running_statistics(draw):
     channels = draw.size()
     mean, var, x_mean, x_var = (draw.array(channels, order="as it is") for _ in range(4))

@@ -1,6 +1,6 @@
 """Faster kernels for NVIDIA GPUs, written in CUDA: twins of the reference, of the same names and signatures, for CuPy's arrays.
 
-Beside each Python file, which decides what is launched, lies the CUDA file of the same name.
+Beside a Python file, which decides what is launched, lies the CUDA file of the same name, where the kernels are our own.
 
     source.py, common.cuh       compiling for the types of a call, launching; what all CUDA files share
     ptx.cuh                     all assembly
@@ -14,6 +14,7 @@ Beside each Python file, which decides what is launched, lies the CUDA file of t
     layer_norm, cross_entropy   what goes by rows
     updates                     what is done to all parameters or gradients at a time
     report                      what a step tells of itself
+    joining                     many arrays as one
     images                      windows of images, on their way to a model
 
 CuPy is not imported here: the array that is given brings its library along.
@@ -27,6 +28,7 @@ from minidl.kernels.cuda import (
     cross_entropy,
     elementwise,
     images,
+    joining,
     layer_norm,
     normalization,
     pooling,
@@ -45,4 +47,4 @@ TWINS: dict[str, Callable[..., Any]] = {kernel.__name__: kernel for kernel in (
     cross_entropy.softmax_cross_entropy, cross_entropy.softmax_cross_entropy_gradient,
     updates.sgd_update, updates.sgd_update_many, updates.adam_update, updates.adam_update_many, updates.clip_many,
     updates.unscale_many, updates.running_statistics, report.right_answers, report.scaled_sum,
-    images.windows)}
+    joining.concatenate, images.windows)}
