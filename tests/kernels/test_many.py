@@ -1,9 +1,10 @@
-"""Kernels for many arrays at a time, where no twin takes them: on the CPU each call goes on its own, to the kernel that it is of."""
+"""Kernels for many arrays at a time, mostly where no twin takes them: on the CPU each call goes on its own, to the kernel that it is of."""
 
 import numpy as np
 import pytest
 
-from minidl import kernels
+import emulated
+from minidl import backend, kernels
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -39,3 +40,11 @@ def test_unscaling_tells_whether_all_is_finite():
     np.testing.assert_array_equal(gradients[0], [1.5, 0.5])
     gradients[1][...] = np.inf
     assert not kernels.unscale_many(gradients, 0.5)
+
+
+@pytest.mark.skipif(bool(emulated.WHY_NOT), reason=emulated.WHY_NOT)
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_what_is_finite_is_asked_after_rounding(factor):
+    gradients = [backend.asarray(np.full(5, 40_000, np.float16), "emulated:0")]
+    assert bool(kernels.unscale_many(gradients, factor)) == (factor == 1)       # 80,000 is a float32, and no float16
+    assert bool(np.isfinite(backend.to_numpy(gradients[0])).all()) == (factor == 1)

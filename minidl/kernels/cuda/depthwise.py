@@ -27,8 +27,8 @@ def conv2d_input(gy: Array, w: Array, size: Pair, window: Window, groups: int, b
     """See reference.conv2d_input. gy and w are contiguous."""
     gx = backend.of(gy).empty((len(gy), groups, *size), gy.dtype)
     source.launch(gy, "depthwise", "depthwise_input", -(-gx.size // THREADS), THREADS, gy, w, b, gx, gx.size, len(w) // groups,
-                  *gy.shape[2:], *window.kernel, *window.padding, *window.dilation, *divisors(groups, *size, *window.stride), far=source.far(gx, gy),
-                  **types(w, b))
+                  *gy.shape[2:], *window.kernel, *window.padding, *window.dilation, *divisors(groups, *size, *window.stride),
+                  far=source.far(gx, gy), **types(w, b))
     return gx
 
 

@@ -48,7 +48,7 @@ template <int V, bool columns> __device__ inline Walk walk(I block, I n, I c, I 
         w.at = w.count ? (begin / inner * c + w.channel) * s + w.inside * V : 0;
         w.leads = thread == 0;
         w.ahead = threads % inner, w.inner = inner, w.jump = (c - 1) * s;
-        w.step = threads / inner * c * s + w.ahead * V;
+        w.step = w.count > 1 ? threads / inner * c * s + w.ahead * V : 0;           // it might be no number
     }
     return w;
 }

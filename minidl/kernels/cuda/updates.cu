@@ -149,8 +149,9 @@ extern "C" __global__ void unscale(const long long* table, I tensors, const A* f
     Piece p = piece_of(table, tensors, blockIdx.x);
     A by = factor[0];
     for (int i = threadIdx.x; i < p.count; i += blockDim.x) {
-        A g = by * get(p.g[i]);
-        p.g[i] = put<T>(g);
+        T rounded = put<T>(by * get(p.g[i]));                // may be too large for T only
+        p.g[i] = rounded;
+        A g = get(rounded);
         if (!(g - g == 0)) {
             finite[0] = 0;
             if (report) report[0] = 0;
