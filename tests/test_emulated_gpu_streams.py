@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_emulated import back, kernel, there
+from test_emulated_gpu import back, kernel, there
 
 import emulated
 from emulated import xp
