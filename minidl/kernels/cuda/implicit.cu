@@ -99,9 +99,12 @@ __device__ inline Place in_patch(I i, const Shape &s) {
 __device__ inline T number(T x) { return x; }
 template <typename V> __device__ inline T number(V x) { return put<T>(get(x)); }
 
-__device__ inline T gather(const T *image, const Place &column, const Place &term, int height, int width) {
-    bool inside = (unsigned)(column.row + term.row) < (unsigned)height && (unsigned)(column.column + term.column) < (unsigned)width;
-    return inside ? image[column.image + term.image] : T{};
+// A place is read as a whole, in one load of 16 bytes, whatever of it is needed then: & and not &&
+
+__device__ inline T gather(const T *image, Place column, Place term, int height, int width) {
+    bool inside = ((unsigned)(column.row + term.row) < (unsigned)height) & ((unsigned)(column.column + term.column) < (unsigned)width);
+    I at = inside ? column.image + term.image : 0;
+    return inside ? image[at] : T{};
 }
 
 #if TENSOR
@@ -287,12 +290,10 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT) implicit(
         const Place *here = terms[step % (2 * AHEAD)];
         #pragma unroll
         for (int i = 0; i < RIGHT; i++) {
-            const Place &column = places[WAY == WEIGHTS ? first + i * APART : mine];
+            Place column = places[WAY == WEIGHTS ? first + i * APART : mine];
             #pragma unroll
-            for (int e = 0; e < PER; e++) {
-                const Place &term = here[(WAY == WEIGHTS ? k : half * RIGHT + i) * PER + e];
-                b[i][e] = gather(image, column, term, (int)height, (int)width);
-            }
+            for (int e = 0; e < PER; e++)
+                b[i][e] = gather(image, column, here[(WAY == WEIGHTS ? k : half * RIGHT + i) * PER + e], (int)height, (int)width);
         }
     };
 
