@@ -31,7 +31,7 @@ from minidl.nn.init import float_type
 from minidl.nn.part import Part
 from minidl.nn.streams import Streams
 from minidl.optim import Optimizer
-from minidl.optim.scaling import loss_scale_for
+from minidl.optim.scaling import Unscaled, loss_scale_for
 from minidl.parallel.alone import Alone, Facts
 from minidl.profiler import PHASES, counting, peak_memory, phase
 from minidl.run import Run, device_of
@@ -190,11 +190,9 @@ def learn(run: Run, x: Array, y: Array, objective: Objective, accumulate: int, c
 
     count: adds what a part came to to the facts; `counted`, but where that is not known yet (capture.py).
     """
-    facts, notes, scaling = Facts(), [], run.scaling
-    scale = None if scaling is None else scaling.scale
+    facts, notes, scaling = Facts(), [], run.scaling or Unscaled()
     run.optimizer.zero_grad()
-    if scaling is not None:
-        scaling.begin(run.optimizer)
+    scaling.begin(run.optimizer)
     parts = run.team.parts(run.loader.size(run.minibatch), accumulate)
     for part in parts:
         here = slice(part.first - parts[0].first, part.first - parts[0].first + part.count)
@@ -207,18 +205,16 @@ def learn(run: Run, x: Array, y: Array, objective: Objective, accumulate: int, c
                 if not getattr(loss, "requires_grad", False):
                     raise GraphError("fit: the loss depends on no parameter that could be learned", hint="Are all of them frozen?")
             if part is parts[-1]:
-                run.team.listen(clip, scale)
-            seed = part.weight if scaling is None else scaling.seed(part.weight)
-            loss.backward(seed)                                                 # Steps 5 and 6: its gradient at the outputs, and
+                run.team.listen(clip, scaling.scale)
+            loss.backward(scaling.seed(part.weight))                            # Steps 5 and 6: its gradient at the outputs, and
         with phase("forward"):                                                  # from there backward to the gradient of every W.
             right = None if objective.right is None else objective.right(outputs.data, y[here])
             (count or counted)(facts, run, part, loss, right)
         notes.append(part.notes)
     facts.stop = run.stop
-    facts.overflow = scaling is not None and not scaling.unscale(run.optimizer.parameters)
+    facts.overflow = not scaling.unscale(run.optimizer.parameters)
     facts = run.team.update(facts, notes, clip)                                 # Step 7: update W, a step down the gradient.
-    if scaling is not None:
-        scaling.take(facts.overflow)
+    scaling.take(facts.overflow)
     return facts
 
 

@@ -117,6 +117,24 @@ class LossScale:
         return f"LossScale({'dynamic, now ' if self.dynamic else ''}{self.scale:g})"
 
 
+class Unscaled:
+    """In place of a LossScale where there is none: nothing is multiplied, and nothing left out."""
+
+    scale = None
+
+    def begin(self, optimizer: Optimizer) -> None:
+        pass
+
+    def seed(self, weight: float) -> float:
+        return weight
+
+    def unscale(self, parameters: Mapping[str, Tensor]) -> bool:
+        return True
+
+    def take(self, overflow: bool) -> None:
+        pass
+
+
 def loss_scale_for(dtype: Any, wanted: float | str | None = None) -> LossScale | None:
     """The loss scale of a run whose activations have this dtype; None where none is needed.
 
