@@ -8,7 +8,7 @@ backend_cupy.py. A third can be added with `register`; the tests add one that wr
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -128,6 +128,21 @@ def asarray(x: Any, device: str = "cpu") -> Array:
 def to_numpy(x: Any) -> np.ndarray:
     """x as a NumPy array; an array on a GPU is copied, a NumPy array is given back as it is."""
     return library_of(x).to_numpy(x) if is_array(x) else np.asarray(x)
+
+
+def fetched(arrays: Sequence[Array]) -> list[np.ndarray]:
+    """These arrays as NumPy's. Those of a device and a dtype come in one read: each read waits for all that the device is doing."""
+    found: list[Any] = [x if isinstance(x, np.ndarray) else None for x in arrays]
+    together: dict[Any, list[int]] = {}
+    for k, x in enumerate(arrays):
+        if found[k] is None:
+            together.setdefault((device_of(x), x.dtype), []).append(k)
+    for members in together.values():
+        row = to_numpy(of(arrays[members[0]]).concatenate([arrays[k].reshape(-1) for k in members]))
+        ends = np.cumsum([arrays[k].size for k in members])
+        for k, part in zip(members, np.split(row, ends[:-1])):
+            found[k] = part.reshape(arrays[k].shape)
+    return found
 
 
 def is_float(dtype: Any) -> bool:

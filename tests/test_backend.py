@@ -223,3 +223,13 @@ class TestStreams:
         backend.synchronize("emulated:1")
         assert backend.device_of(x) == "emulated:0" and backend.device_of(y) == "emulated:1" and y.get().tolist() == [0, 1, 2]
         assert backend.asarray(y, "emulated:1") is y
+
+
+def test_arrays_of_a_device_are_fetched_together(monkeypatch):
+    reads, library = [], backend.library_named("strict:0")
+    fetch = library.to_numpy
+    monkeypatch.setitem(vars(library), "to_numpy", lambda x: reads.append(x.size) or fetch(x))         # a frozen one
+    arrays = [np.arange(6.0).reshape(2, 3), np.array(7.0), np.arange(2), np.zeros((0, 3)), np.arange(4.0)]
+    found = backend.fetched([backend.asarray(x, "strict:0") if k else x for k, x in enumerate(arrays)])
+    assert all(isinstance(x, np.ndarray) and x.shape == y.shape and x.dtype == y.dtype and (x == y).all() for x, y in zip(found, arrays))
+    assert sorted(reads) == [2, 5]                          # one for each dtype

@@ -20,7 +20,7 @@ generators in a model draw in a part stands in streams.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -115,26 +115,11 @@ def pack(model: Module, notes: Notes) -> np.ndarray:
         if id(module) not in numbers:
             raise ArgumentError(f"{type(module).__name__} has noted something, and is not in the model {type(model).__name__}",
                                 hint="Assign it to an attribute of the model.")
-    there = iter(fetched([x for _, arrays in notes for x in arrays]))
+    there = iter(backend.fetched([x for _, arrays in notes for x in arrays]))
     content = [(numbers[id(module)], [np.ascontiguousarray(next(there)).reshape(x.shape) for x in arrays]) for module, arrays in notes]
     head = json.dumps([[number, [[x.dtype.str, x.shape] for x in arrays]] for number, arrays in content]).encode()
     raw = [x.tobytes() for _, arrays in content for x in arrays]
     return np.frombuffer(b"".join([len(head).to_bytes(HEAD, "little"), head, *raw]), np.uint8)
-
-
-def fetched(arrays: Sequence[Array]) -> list[np.ndarray]:
-    """These arrays on the CPU. Those of a device and a dtype come in one read: each read waits for all that the device is doing."""
-    found: list[Any] = [x if isinstance(x, np.ndarray) else None for x in arrays]
-    together: dict[Any, list[int]] = {}
-    for k, x in enumerate(arrays):
-        if found[k] is None:
-            together.setdefault((backend.device_of(x), x.dtype), []).append(k)
-    for members in together.values():
-        row = backend.to_numpy(backend.of(arrays[members[0]]).concatenate([arrays[k].reshape(-1) for k in members]))
-        ends = np.cumsum([arrays[k].size for k in members])
-        for k, part in zip(members, np.split(row, ends[:-1])):
-            found[k] = part.reshape(arrays[k].shape)
-    return found
 
 
 def unpack(model: Module, content: Any) -> Notes:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import strict  # noqa: F401   makes the strict device known
-from minidl import Tensor, backend, nn, no_grad
+from minidl import Tensor, nn, no_grad
 from minidl.errors import ArgumentError, DefinitionError, ExchangeError
-from minidl.nn.part import Part, commit, fetched, note, pack, present, unpack
+from minidl.nn.part import Part, commit, note, pack, present, unpack
 
 X = np.random.default_rng(0).standard_normal((10, 3)).astype(np.float32)
 CUTS = {"whole": [10], "halves": [5, 5], "uneven": [4, 3, 3], "many": [3, 3, 2, 2], "one empty": [6, 4, 0]}
@@ -186,13 +186,3 @@ class TestPack:
         _, notes = in_parts(layers, X, [10])
         with pytest.raises(ExchangeError, match="must have built the same model"):
             unpack(nn.Sequential(nn.ReLU(), nn.ReLU()), pack(layers, notes[0]))
-
-
-def test_arrays_of_a_device_are_fetched_together(monkeypatch):
-    reads, library = [], backend.library_named("strict:0")
-    fetch = library.to_numpy
-    monkeypatch.setitem(vars(library), "to_numpy", lambda x: reads.append(x.size) or fetch(x))         # a frozen one
-    arrays = [np.arange(6.0).reshape(2, 3), np.array(7.0), np.arange(2), np.zeros((0, 3)), np.arange(4.0)]
-    found = fetched([backend.asarray(x, "strict:0") if k else x for k, x in enumerate(arrays)])
-    assert all(isinstance(x, np.ndarray) and x.shape == y.shape and x.dtype == y.dtype and (x == y).all() for x, y in zip(found, arrays))
-    assert sorted(reads) == [2, 5]                          # one for each dtype

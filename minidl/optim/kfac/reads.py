@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
-
 from minidl import backend
 from minidl.backend import Array
 
@@ -20,19 +18,7 @@ def truths(flags: Iterable[Array]) -> list[bool]:
     >>> truths([np.array(True), np.array([False])])
     [True, False]
     """
-    flags = list(flags)
-    found = [False] * len(flags)
-    by_device: dict[str, list[int]] = {}
-    for k, flag in enumerate(flags):
-        if isinstance(flag, np.ndarray | np.generic):
-            found[k] = bool(flag)
-        else:
-            by_device.setdefault(backend.device_of(flag), []).append(k)
-    for members in by_device.values():
-        row = backend.of(flags[members[0]]).stack([flags[k].reshape(()) for k in members])
-        for k, truth in zip(members, backend.to_numpy(row).tolist()):
-            found[k] = truth
-    return found
+    return [bool(x) for x in backend.fetched(list(flags))]
 
 
 def finite(x: Array) -> Array:
