@@ -6,7 +6,7 @@ see twins.py. The faster ones for the CPU are in cpu/.
 
 from minidl.kernels import products, reference, reference_images, reference_layers, reference_updates
 from minidl.kernels.choice import allow_tf32, tf32_allowed, using
-from minidl.kernels.many import many, of_all
+from minidl.kernels.many import launched, many, of_all
 from minidl.kernels.reference import ALGORITHMS, col2im, im2col
 from minidl.kernels.reference_layers import dropout_mask, erf
 from minidl.kernels.reference_updates import in_pieces
@@ -52,8 +52,9 @@ windows = twinned(reference_images.windows)
 __all__ = [
     "ALGORITHMS", "Pair", "Window", "activation", "activation_gradient", "adam_update", "adam_update_many", "affine", "affine_weights",
     "allow_tf32", "batch_norm", "batch_norm_gradient", "batch_norm_inference", "channel_sums", "clip_many", "col2im", "compiled",
-    "concatenate", "conv2d", "conv2d_input", "conv2d_patch_moments", "conv2d_weights", "dropout", "dropout_gradient", "dropout_mask", "erf",
-    "im2col", "in_pieces", "layer_norm", "layer_norm_gradient", "matmul", "max_pool2d", "max_pool2d_gather", "max_pool2d_scatter", "pair",
-    "right_answers", "running_statistics", "scaled_sum", "sgd_update", "sgd_update_many", "softmax_cross_entropy",
-    "softmax_cross_entropy_gradient", "sum_pool2d", "sum_pool2d_spread", "tf32_allowed", "unscale_many", "using", "windows",
+    "concatenate", "conv2d", "conv2d_input", "conv2d_patch_moments", "conv2d_weights", "dropout", "dropout_gradient", "dropout_mask",
+    "erf", "im2col", "in_pieces", "launched", "layer_norm", "layer_norm_gradient", "matmul", "max_pool2d", "max_pool2d_gather",
+    "max_pool2d_scatter", "pair", "right_answers", "running_statistics", "scaled_sum", "sgd_update", "sgd_update_many",
+    "softmax_cross_entropy", "softmax_cross_entropy_gradient", "sum_pool2d", "sum_pool2d_spread", "tf32_allowed", "unscale_many", "using",
+    "windows",
 ]

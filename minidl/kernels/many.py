@@ -9,11 +9,17 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from minidl import backend
 from minidl.backend import Array
 from minidl.errors import GraphError
 from minidl.kernels.choice import twins_allowed
 from minidl.kernels.twins import on_device
 from minidl.recording import present
+
+
+def launched(x: Array) -> bool:
+    """Whether kernels for an array are launched on a device: then it pays to make many calls one."""
+    return bool(backend.library_of(x).kernels)
 
 
 def many(kernel: Callable[..., None]) -> Callable[[Callable[[], list[tuple]]], None]:

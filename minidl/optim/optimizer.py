@@ -96,9 +96,9 @@ class Optimizer:
             raise GraphError(f"{type(self).__name__}.step: " + ("every parameter is frozen" if frozen else "no parameter has a gradient"),
                              hint="Set requires_grad_(True) on what shall be learned." if frozen else
                              "Call loss.backward() before step(), with a loss that the model has computed outside no_grad().")
-        watching = recorder()
-        if self.together is not None and backend.library_of(next(iter(due.values()))._data).kernels:
-            started = None if watching is None else watching.now(type(next(iter(due.values()))._data))
+        watching, first = recorder(), next(iter(due.values()))._data
+        if self.together is not None and kernels.launched(first):
+            started = None if watching is None else watching.now(type(first))
             self._update_together(due)
             if watching is not None:
                 watching.update(started, self, {path: p._data for path, p in due.items()})

@@ -10,8 +10,6 @@ from minidl.kernels.cuda import source
 from minidl.kernels.cuda.elementwise import takes
 from minidl.kernels.cuda.rows import dealt
 
-LABELS = {"int64": "long long", "int32": "int", "uint8": "unsigned char"}
-
 
 def softmax_cross_entropy(x: Array, labels: Array, smoothing: float) -> Any:
     """See reference_layers.softmax_cross_entropy. The loss of a label that is no class is NaN."""
@@ -34,8 +32,8 @@ def softmax_cross_entropy_gradient(x: Array, labels: Array, smoothing: float, ea
 
 
 def _launch(x: Array, labels: Array, smoothing: float, losses: Array | None, each: Array | None, stride: bool, gx: Array | None) -> None:
-    if source.named(labels.dtype) not in LABELS:
+    if source.named(labels.dtype) not in source.LABELS:
         labels = labels.astype("int64")
     its = dealt(*x.shape)
     source.launch(x, "cross_entropy", "softmax_cross_entropy", its.blocks, its.threads, x, *its[:3], source.dense(labels), float(smoothing),
-                  losses, each, stride, gx, far=source.far(x), L=LABELS[source.named(labels.dtype)])
+                  losses, each, stride, gx, far=source.far(x), L=source.LABELS[source.named(labels.dtype)])

@@ -14,13 +14,13 @@ THREADS, BLOCKS = 256, 8192
 
 
 def windows(x: Array, corners: Array, size: tuple[int, ...], padding: int, fill: float) -> Any:
-    """See the reference."""
+    """See reference_images.windows."""
     n, c, h, w = x.shape
-    xp, count = backend.of(x), n * c * size[0] * size[1]
-    if not count or source.named(x.dtype) not in source.NUMBERS or source.named(corners.dtype) != "int64":
+    count = n * c * size[0] * size[1]
+    if not count or not source.taken(x.dtype) or source.named(corners.dtype) != "int64":
         return NotImplemented
-    y = xp.empty((n, c, *size), x.dtype)
+    y = backend.of(x).empty((n, c, *size), x.dtype)
     blocks = min(-(-count // THREADS), BLOCKS)
-    source.launch(x, "images", "windows", blocks, THREADS, xp.ascontiguousarray(x), xp.ascontiguousarray(corners), y,
+    source.launch(x, "images", "windows", blocks, THREADS, source.dense(x), source.dense(corners), y,
                   count, c, h, w, *size, padding, float(fill), far=source.far(x, y))
     return y

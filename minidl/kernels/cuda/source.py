@@ -18,6 +18,7 @@ from minidl.backend import Array
 
 HERE = Path(__file__).parent
 NUMBERS = {"float16": "half_t", "bfloat16": "bfloat_t", "float32": "float", "float64": "double"}     # how numbers lie in memory
+LABELS = {"int64": "long long", "int32": "int", "uint8": "unsigned char"}       # and class ids
 INCLUDE = re.compile(r'^#include "([^"]+)"$', re.MULTILINE)
 OPTIONS = ("--std=c++17",)
 NULL = np.uint64(0)         # a pointer
