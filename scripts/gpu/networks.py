@@ -123,6 +123,7 @@ def ours_captured(workload: Model, device: str, precision: str, weights: str) ->
     x, labels = (backend.asarray(a, device) for a in (x, labels))
     x = x.astype(backend.dtype_named(dtype_of(precision)))
     captured, objective, streams = Capture(run, learn, device), classification(), Streams(net, cut=False)
+    backend.synchronize(device)                             # the stream of the steps waits for no other
 
     def step() -> float:
         with captured.stream:
