@@ -30,7 +30,7 @@ template <> __device__ inline bfloat_t put<bfloat_t>(A x) {
     return y;
 }
 
-// Sums: every thread of the warp gets the result, of the block thread 0 and all others too
+// Sums over a warp and over a block: each of its threads gets the result
 
 template <typename V> __device__ inline V warp_sum(V v) {
     for (int lane = 16; lane > 0; lane /= 2) v += __shfl_xor_sync(0xffffffffu, v, lane);

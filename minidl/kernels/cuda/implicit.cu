@@ -146,6 +146,7 @@ struct Sums {
 
     // Numbers of a warp go through shared memory, 16 rows at a time: there neighbouring threads find neighbouring columns, as memory wants
     template <typename Give> __device__ void each(Word *shared, Give give) const {
+        static_assert(2 * COLUMNS * STEP >= THREADS / 32 * 16 * 40, "the right tiles have room for it");
         int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         Word (*own)[40] = (Word (*)[40])shared + warp * 16;     // 32 columns, and 8 so that 4 rows of pairs fall on different banks
         #pragma unroll

@@ -35,6 +35,24 @@ __device__ inline Piece piece_of(const long long* table, I tensors, I index) {
     return p;
 }
 
+// Calls f(number, its place) for all numbers of a piece's gradient
+
+template <typename F> __device__ inline void each_number(Piece p, F f) {
+    for (int first = threadIdx.x; first < p.count; first += TOGETHER * blockDim.x) {
+        A g[TOGETHER];
+        #pragma unroll
+        for (int k = 0; k < TOGETHER; k++) {
+            int i = first + k * blockDim.x;
+            g[k] = i < p.count ? get(p.g[i]) : A(0);
+        }
+        #pragma unroll
+        for (int k = 0; k < TOGETHER; k++) {
+            int i = first + k * blockDim.x;
+            if (i < p.count) f(g[k], i);
+        }
+    }
+}
+
 // g <- g + decay w;  v <- momentum v + g;  w <- w - lr v, or with nesterov w - lr (g + momentum v)
 extern "C" __global__ void sgd(const long long* table, const A* numbers, I tensors, const double* report) {
     if (report && report[0] == 0) return;
@@ -104,10 +122,7 @@ extern "C" __global__ void adam(const long long* table, const A* numbers, I tens
 extern "C" __global__ void squares(const long long* table, I tensors, double* sums) {
     Piece p = piece_of(table, tensors, blockIdx.x);
     double sum = 0;
-    for (int i = threadIdx.x; i < p.count; i += blockDim.x) {
-        double g = get(p.g[i]);
-        sum += g * g;
-    }
+    each_number(p, [&](double g, int) { sum += g * g; });
     sum = block_sum(sum);
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
@@ -141,22 +156,21 @@ extern "C" __global__ void scale(const long long* table, I tensors, const double
     A by = (A)factor[0];
     if (by == 1) return;
     Piece p = piece_of(table, tensors, blockIdx.x);
-    for (int i = threadIdx.x; i < p.count; i += blockDim.x) p.g[i] = put<T>(by * get(p.g[i]));
+    each_number(p, [&](A g, int i) { p.g[i] = put<T>(by * g); });
 }
 
 // g <- factor g, and whether all numbers are finite afterwards: one thread that finds another says so, and all who do say the same
 extern "C" __global__ void unscale(const long long* table, I tensors, const A* factor, int* finite, double* report) {
     Piece p = piece_of(table, tensors, blockIdx.x);
     A by = factor[0];
-    for (int i = threadIdx.x; i < p.count; i += blockDim.x) {
-        T rounded = put<T>(by * get(p.g[i]));                // may be too large for T only
+    each_number(p, [&](A g, int i) {
+        T rounded = put<T>(by * g);                             // may be too large for T only
         p.g[i] = rounded;
-        A g = get(rounded);
-        if (!(g - g == 0)) {
+        if (!(get(rounded) - get(rounded) == 0)) {
             finite[0] = 0;
             if (report) report[0] = 0;
         }
-    }
+    });
 }
 
 // a <- a (1 - rate) + x rate for the mean and the variance of every channel, whose variance counts `correction` times.
