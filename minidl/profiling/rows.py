@@ -206,11 +206,12 @@ def bottleneck(found: Iterable[Phase], rows: Iterable[Operation], gaps: Mapping[
 
 WORDS = {"data": "waiting for data", "gradient exchange": "waiting for the exchange of gradients", "idle": "waiting for slower processes",
          "curvature": "curvature (factors, inverses, preconditioning)", "curvature exchange": "the exchange of curvature",
-         "update": "the update of the weights", "normalization": "rescaling the gradients", "saving": "saving, and other callbacks",
-         "other": "Python outside of the phases"}
+         "update": "the update of the weights", "step": "replayed steps", "normalization": "rescaling the gradients",
+         "saving": "saving, and other callbacks", "other": "Python outside of the phases"}
 SMALL = "larger minibatches, or fewer and larger operations, cost less Python"
 HINTS = {
     "data": "make a minibatch cheaper (--augment none, fewer transforms), or more of them ahead of time (Loader(prefetch=...))",
+    "step": "without --capture a profile looks into them, layer by layer",
     "idle": "divide the work evenly: see which process the others wait for, or leave the slowest out",
     "curvature": "renew it less often: a larger --inverse-interval and --factor-interval",
     "curvature exchange": "renew it less often: a larger --factor-interval",

@@ -45,6 +45,7 @@ class TestBottleneck:
         ("data", "waiting for data, 60 % of the time", "--augment none"),
         ("gradient exchange", "waiting for the exchange of gradients", "larger minibatches"),
         ("idle", "waiting for slower processes", "evenly"),
+        ("step", "replayed steps", "without --capture"),
         ("curvature", "curvature (factors, inverses, preconditioning)", "--inverse-interval"),
         ("curvature exchange", "the exchange of curvature", "--factor-interval"),
         ("update", "the update of the weights", "larger minibatches"),
