@@ -1,7 +1,7 @@
 """CuPy behind minidl's seam: what must be known of it beside its NumPy-like face.
 
 Devices, streams, page-locked memory and the memory pool are here, as the Library and the Streams that library.py describes. CuPy comes
-in as an argument, so that whatever has its names can stand in its place; the tests have a module that emulates it. No mathematics here.
+in as an argument, so that whatever has its names can stand in its place. No mathematics here.
 """
 
 from __future__ import annotations
