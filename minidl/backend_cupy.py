@@ -43,7 +43,7 @@ def library(cupy: Any, name: str = "cuda") -> Library:
 
     return Library(name, cupy, cupy.ndarray, lambda x: f"{name}:{x.device.id}", asarray, cupy.asnumpy, synchronize, event, elapsed,
                    kernels="cuda", streams=Streams(cupy), memory=pool.memory, limit=pool.limit, pool=pool.another, watch=pool.watch,
-                   solve_triangular=solve_triangular if cupy.__name__ == "cupy" else None)
+                   solve_triangular=solve_triangular)
 
 
 class Streams:
