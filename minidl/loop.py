@@ -229,8 +229,8 @@ def end_epoch(run: Run, test: Any, objective: Objective, callbacks: Sequence[Cal
     """Take the metrics of an epoch and set the Run to the start of the next one."""
     with streams.kept(), phase("evaluation"):
         watching = () if test is None else [watch for watch in [callback.test(run) for callback in callbacks] if watch is not None]
-        test_loss, test_accuracy = (None, None) if test is None else evaluate(run.model, test, objective, run.team, watching, run.feed,
-                                                                                  run.dtype)
+        test_loss, test_accuracy = (None, None) if test is None else evaluate(
+            run.model, test, objective, run.team, watching, run.feed, run.dtype)
     with phase("idle"):
         run.team.agree()
     run.measure()
