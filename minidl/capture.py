@@ -9,13 +9,14 @@ computes nothing, and then replayed for its own minibatch, as all that follow. A
     what a step counts on the host is counted after the replay.
 
 Minibatches of other shapes (the last of an epoch) have graphs of their own, a few at the most. All graphs share a memory pool: none of
-them needs after a replay what another may write to. What the model's Python code decides is decided once, while the step is recorded.
+them needs after a replay what another may write to. What the model's Python code decides is decided once, while the step is recorded:
+where a weight, a switch or a number of a layer is another than then, the step is recorded anew.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -33,10 +34,12 @@ from minidl.nn.streams import generators
 from minidl.parallel.alone import Facts
 from minidl.profiler import phase, unwatched
 from minidl.recording import Recording, present
-from minidl.run import Run
+from minidl.run import Run, device_of
+from minidl.tensor import Tensor
 
 WARM = 2                # ordinary steps of a shape before it is recorded
 MOST = 4                # graphs, one a shape; what has none is done the ordinary way
+PLAIN = {bool, float, str, type(None)}      # attributes of layers that decide what a step does, such as the rate of a dropout
 
 Learn = Callable[..., Facts]
 
@@ -58,6 +61,9 @@ class Capture:
         self.steps: dict[Any, Step] = {}                        # recorded ones
         self.places: dict[tuple[Module, str], Array] = {}       # the arrays that replays know as buffers
         self.modules = [module for _, module in run.model.named_modules()]
+        self.parameters = {**dict(run.model.named_parameters()), **run.optimizer.parameters}
+        self.fixed: list[tuple[dict[str, Any], str]] = []       # attributes of modules that recorded steps take for granted
+        self.counts: set[tuple[Module, str]] = set()            # and those that they move
         self.assumed: Any = None                                # what the recorded steps take for granted
         self.held: list[Array] = []                             # the arrays in that, whose ids no others may get
 
@@ -82,7 +88,10 @@ class Capture:
             if seen <= WARM or len(self.steps) >= MOST:
                 return self.learn(run, x, y, *args)
             self._put_back()
-            self.steps[shape] = self._record(x, y, *args)
+            self.steps[shape] = step = self._record(x, y, *args)
+            self.counts.update(step.counts)
+            self.fixed = [(vars(key[0]), key[1]) for key, _ in attributes(run.model, {int, *PLAIN}) if key not in self.counts]
+            self.assumed, self.held = self._facts()
         self._put_back()
         with phase("step"):
             facts = self.steps[shape].replay(run, x, y)
@@ -90,13 +99,23 @@ class Capture:
 
     def _look(self) -> None:
         """Forget the recorded steps if something that they take for granted is not so any more: the model was moved, a layer frozen."""
-        optimizer = self.run.optimizer
-        held = [*(p._data for p in optimizer.parameters.values()), *(x for kept in optimizer.state.values() for x in kept.values())]
-        assumed = ([id(x) for x in held], [p.requires_grad for p in optimizer.parameters.values()],
-                   [module.training for module in self.modules])
+        assumed, held = self._facts()
         if assumed != self.assumed:
+            if (now := device_of(self.run.model)) != self.device:
+                raise GraphError(f"capture: the model is on {now}, and its steps were to be recorded on {self.device}",
+                                 hint="Move it before fit, or train without capture.")
             self.steps.clear()
             self.assumed, self.held = assumed, held
+
+    def _facts(self) -> tuple[list[Any], list[Array]]:
+        """What a recorded step takes for granted, and the arrays in that: where weights and the optimizer's memory lie, what is frozen,
+        hooks, numbers and switches of layers. It is asked at every step, and so takes few microseconds.
+        """
+        parameters = self.parameters.values()
+        held = [*[p._data for p in parameters], *[x for kept in self.run.optimizer.state.values() for x in kept.values()]]
+        facts = [[id(x) for x in held], [p.requires_grad for p in parameters], [p.watchers is not None and waiting(p) for p in parameters],
+                 [len(module._hooks) for module in self.modules], [kept.get(name) for kept, name in self.fixed]]
+        return facts, held
 
     def _put_back(self) -> None:
         """Ordinary steps make new arrays for some buffers: let their numbers lie where replays look for them."""
@@ -113,12 +132,13 @@ class Capture:
         """Record a step. Nothing has changed afterwards."""
         run, xp = self.run, self.xp
         step = Step(run, Recording(self.device, 2 * accumulate), xp.empty_like(x), xp.empty_like(y))
-        watched = [path for path, p in run.optimizer.parameters.items()
-                   if p.watchers is not None and (p.watchers.hooks or p.watchers.ready or p.watchers.observers)]
+        watched = [path for path, p in self.parameters.items() if waiting(p)]
+        watched += [path or type(module).__name__ for path, module in run.model.named_modules() if module._hooks]
         if watched:
             raise GraphError(f"capture: the hooks of {', '.join(watched[:8])} would run once, while the step is recorded, and never again",
                              hint="Remove them, or train without capture.")
         before = {path: repr(generator.bit_generator.state) for path, generator in generators(run.model)}
+        switches = dict(attributes(run.model, PLAIN))
         failed: BaseException | None = None
         with step.recording.going_on(), xp.cuda.using_allocator(self._allocate), self._without_copies(), unwatched(), \
                 switched(recorder=None), without_collecting():
@@ -139,9 +159,12 @@ class Capture:
             raise failed
         drawn = [path for path, generator in generators(run.model) if repr(generator.bit_generator.state) != before[path]]
         changed = [f"{type(module).__name__}.{name}" for (module, name), place in self.places.items() if getattr(module, name) is not place]
-        if drawn or changed:
+        moved = [f"{type(module).__name__}.{name}" for (module, name), value in attributes(run.model, PLAIN)
+                 if switches.get((module, name), value) != value]
+        if drawn or changed or moved:
             run.optimizer.zero_grad()
-            what = f"{drawn[0]} draws random numbers on the host" if drawn else f"{changed[0]} is replaced by a new array"
+            what = (f"{drawn[0]} draws random numbers on the host" if drawn else f"{changed[0]} is replaced by a new array" if changed else
+                    f"{moved[0]} is another after it")
             raise GraphError(f"capture: the step cannot be recorded: {what}, which a replay would not do",
                              hint="nn.Dropout hashes instead of drawing; write into a buffer's array: self.mean[...] = new. "
                                   "Or train without capture.")
@@ -238,10 +261,21 @@ def without_collecting() -> Iterator[None]:
 
 def counts(model: Module) -> Iterator[tuple[tuple[Module, str], int]]:
     """The whole numbers that the modules of a model keep as attributes."""
+    return attributes(model, {int})
+
+
+def attributes(model: Module, kinds: Container[type]) -> Iterator[tuple[tuple[Module, str], Any]]:
+    """What the modules of a model keep as attributes of some types."""
     for _, module in model.named_modules():
         for name, value in vars(module).items():
-            if type(value) is int:
+            if type(value) in kinds:
                 yield (module, name), value
+
+
+def waiting(p: Tensor) -> int:
+    """How many hooks and observers wait for the gradient of a Parameter."""
+    found = p.watchers
+    return 0 if found is None else len(found.hooks) + len(found.ready) + len(found.observers)
 
 
 def check(run: Run, device: str) -> None:

@@ -194,11 +194,31 @@ class TestChanges:
         lambda run: run.model.load_state_dict({name: backend.to_numpy(x) * 2 for name, x in run.model.state_dict().items()}),
         lambda run: run.optimizer.load_state_dict(run.optimizer.state_dict()),
         lambda run: run.model[2].eval(),
-    ], ids=["frozen", "learning rate", "weights", "memory", "evaluation"])
+        lambda run: setattr(run.model[2], "momentum", 0.5),
+    ], ids=["frozen", "learning rate", "weights", "memory", "evaluation", "a number of a layer's"])
     def test_same(self, change):
-        one, other = self.run(change, False), self.run(change, True)
+        self.check(change, normalized, sgd)
+
+    def check(self, change, make, optimizer):
+        one, other = self.run(change, False, make, optimizer), self.run(change, True, make, optimizer)
         for name, x in one.items():
             np.testing.assert_array_equal(x, other[name], err_msg=name)
+
+    def test_the_rate_of_a_dropout(self, replayed):
+        self.check(lambda run: setattr(run.model[1], "p", 0.8), dropping, sgd)
+        assert len(replayed) == 12 - WARM
+
+    def test_weights_that_the_optimizer_does_not_have(self):
+        self.check(lambda run: setattr(run.model[1].w, "data", run.model[1].w.data * 0.5), normalized, lambda model: sgd(model[3]))
+
+    @pytest.mark.parametrize(("change", "words"), [
+        (lambda run: run.model[1].w.register_hook(lambda g: g * 0), "hooks of 1.w"),
+        (lambda run: run.model[2].register_forward_hook(lambda *_: None), "hooks of 2 would"),
+        (lambda run: run.model.to(device="cpu"), "the model is on cpu"),
+    ], ids=["hook", "forward hook", "moved"])
+    def test_what_makes_it_impossible(self, change, words):
+        with pytest.raises(GraphError, match=words):
+            self.run(change, True)
 
     def test_gradients_are_there_after_a_replay(self):
         seen = []
@@ -349,6 +369,13 @@ class TestRefusals:
 
         told = self.refused(forward, buffers=("mean",), mean=np.zeros(3, np.float32))
         assert "Odd.mean is replaced by a new array" in told
+
+    def test_a_number_that_the_step_changes(self):
+        def forward(self, x):
+            self.rate *= 0.9
+            return x * self.rate
+
+        assert "Odd.rate is another after it" in self.refused(forward, rate=1.0)
 
     def test_hooks(self):
         model = mlp().to(device=DEVICE)
