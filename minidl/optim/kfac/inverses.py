@@ -202,6 +202,8 @@ def _on_cpu(items: Sequence[Item], results: list[Array | None]) -> None:
         for i, place in _parted(items, members) if found is not None else ():
             results[i] = found[place]                                   # type: ignore[index]   # it is not None
 
+    for _, m, _ in items:
+        lapack(str(m.dtype))            # loaded by one thread, before several of them use it
     pool.each(work, _alike(items, SMALL))                               # the large ones first, a thread for each
 
 

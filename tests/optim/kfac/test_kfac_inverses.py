@@ -211,3 +211,17 @@ class TestTrouble:
         with pytest.raises(NumericsError, match="direction of a step is not finite") as caught:
             optimizer.step()
         assert "parameters: 2.w, 2.b" in str(caught.value) and (model[0].w.data == before).all()
+
+
+def test_lapack_is_loaded_before_threads_share_it(monkeypatch):
+    seen = []
+
+    def each(work, pieces):
+        seen.append(inverses.lapack.cache_info().currsize)
+        for piece in pieces:
+            work(piece)
+
+    inverses.lapack.cache_clear()
+    monkeypatch.setattr(inverses.pool, "each", each)
+    inverses.inverted([("A", positive(1, 100, 100), np.zeros((1, 1, 1)))], print)
+    assert seen == [1]
