@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from minidl import backend
@@ -39,6 +40,19 @@ def shortage(error: MemoryError, what: str, x: Array | None, nodes: Iterable[Any
     found = MemoryShortage(f"{what}: out of memory: {wanted}, {room}{pieces}", *lines, hint=HINT, **dict(facts or {}))
     found.asked, found.kept, found.memory, found.device = size, keeping, memory, device
     return found
+
+
+@contextmanager
+def making_room(what: str, device: str) -> Iterator[None]:
+    """Within the block what finds no room on a device is an error that says what was to lie there for good, whatever the minibatch."""
+    try:
+        yield
+    except MemoryError as error:
+        memory, size = backend.memory(device), asked(error)
+        room = "" if memory is None else f", {device} has {words(memory.room)} left"
+        lines = [f"on {device}: {', '.join(f'{name} {each}' for name, each in taken(memory).items())}"] if memory is not None else []
+        raise MemoryShortage(f"{what}: out of memory: {words(size) if size else 'more'} asked for{room}", *lines,
+                             hint="Give a smaller model, or more memory (--memory-limit).") from None
 
 
 def asked(error: BaseException) -> int:

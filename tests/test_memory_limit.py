@@ -126,6 +126,18 @@ class TestLimit:
         options.typed, options.filed = set(), {"memory_limit"}
         assert settle_memory(options)[0][0] == "not used" and options.memory_limit is None
 
+    def test_weights_and_what_an_optimizer_keeps(self):
+        def mlp():
+            return models.create("mlp", input_shape=(1, 8, 8), classes=10, generator=0)
+
+        limit(300 * 1024)
+        with pytest.raises(MemoryShortage, match=r"to: the weights of .*: out of memory: 512\.0 KiB asked for, (?s:.*)a smaller model"):
+            mlp().to(device=DEVICE)
+        limit(MIB)
+        model = mlp().to(device=DEVICE)
+        with pytest.raises(MemoryShortage, match=r"Adam: what it keeps for each weight: out of memory"):
+            optim.Adam(model, lr=0.1)
+
 
 def model_there():
     return models.create("lenet", input_shape=(1, 8, 8), classes=10, generator=0).to(device=DEVICE)

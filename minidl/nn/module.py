@@ -26,6 +26,7 @@ from minidl.backend import Array
 from minidl.errors import DefinitionError, running
 from minidl.nn.init import float_type
 from minidl.nn.state import like, matched, snapshot
+from minidl.shortage import making_room
 from minidl.tensor import Tensor
 from minidl.watchers import Handle
 
@@ -174,7 +175,10 @@ class Module:
 
         def moved(x: Array) -> Array:
             x = x.astype(wanted) if wanted is not None and backend.is_float(x.dtype) and x.dtype != wanted else x
-            return x if device is None else backend.asarray(x, device)
+            if device is None:
+                return x
+            with making_room(f"to: the weights of {type(self).__name__}", device):
+                return backend.asarray(x, device)
 
         for parameter in self.parameters():
             data = moved(parameter.data)

@@ -21,6 +21,7 @@ from minidl.nn.state import like, matched, snapshot
 from minidl.optim.schedule import value_at
 from minidl.profiler import phase, recorder
 from minidl.recording import present
+from minidl.shortage import making_room
 from minidl.tensor import Tensor
 
 Parameters = Module | Mapping[str, Tensor]      # what is learned: a model, or leaves by a path of one's own
@@ -55,7 +56,9 @@ class Optimizer:
         self.options = options                                  # may be assigned to: optimizer.options["lr"] = 0.01
         self.changes = self._grouped(groups or {})              # to them for a parameter; those of the same groups share a dictionary
         self.updates = dict.fromkeys(self.parameters, 0)        # how many each parameter has had
-        self.state = {path: self.start(p.data, **self._options(path)) for path, p in self.parameters.items() if p.requires_grad}
+        device = backend.device_of(next(iter(self.parameters.values())).data)
+        with making_room(f"{type(self).__name__}: what it keeps for each weight", device):
+            self.state = {path: self.start(p.data, **self._options(path)) for path, p in self.parameters.items() if p.requires_grad}
 
     # What a kind of optimizer says about itself
 
