@@ -53,6 +53,35 @@ def test_a_section_that_fails_is_told_and_the_next_one_runs(check, device, tmp_p
     assert "NOT within" in chosen.table.read_text() and "no such kernel" in chosen.table.read_text()
 
 
+def test_what_was_found_before_ctrl_c_is_kept(check, device, tmp_path, monkeypatch, capsys):
+    done = []
+
+    def stopped(name, *_):
+        done.append(name)
+        if name == "steps":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(check, "section", stopped)
+    words = ["--rehearse", "--only", "equal", "steps", "tests", "--json", str(tmp_path / "a.json"), "--table", str(tmp_path / "a.txt")]
+    with pytest.raises(SystemExit) as caught:
+        check.main(words)
+    assert caught.value.code == 130 and done == ["equal", "steps"]
+    kept = json.loads((tmp_path / "a.json").read_text())
+    assert kept["left out"] == ["steps: stopped by Ctrl-C in it", "tests: stopped by Ctrl-C"]
+    assert "stopped by Ctrl-C" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (["--device", "cpu"], "no GPU"),
+    (["--rehearse", "--json", "nowhere/a.json"], "nowhere/a.json"),
+])
+def test_what_cannot_be_done_is_told_at_once(check, device, words, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(check, "section", None)
+    with pytest.raises(SystemExit, match=told):
+        check.main(words)
+
+
 def test_a_captured_step_is_timed_beside_an_ordinary_one(device):
     from dataclasses import replace
 
