@@ -21,7 +21,7 @@ import numpy as np
 
 from minidl import backend
 from minidl.backend import Array
-from minidl.errors import ArgumentError, CheckpointError
+from minidl.errors import ArgumentError, CheckpointError, DtypeError
 
 SUFFIX = ".safetensors"
 
@@ -94,6 +94,8 @@ def load(file: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if not file.is_file():
         raise CheckpointError(f"checkpoint: there is no file {file}")
     size = f"{file.stat().st_size:,} bytes"
+    with contextlib.suppress(DtypeError):                              # NumPy then knows bfloat16, which the file may hold
+        backend.dtype_named("bfloat16")
     try:
         with safe_open(file, framework="numpy") as content:
             metadata = content.metadata() or {}
