@@ -95,8 +95,8 @@ class TestSaveAndLoad:
     def test_numbers_that_numpy_does_not_have_are_an_error(self, tmp_path):
         header = json.dumps({"w": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}).encode()
         (tmp_path / "a").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
-        code = ("import sys; sys.modules['ml_dtypes'] = None; from minidl.checkpoint import load; from minidl.errors import CheckpointError\n"
-                "try:\n    load(sys.argv[1])\nexcept CheckpointError as error:\n    print(error)")
+        code = ("import sys; sys.modules['ml_dtypes'] = None; from minidl import checkpoint\n"
+                "try:\n    checkpoint.load(sys.argv[1])\nexcept checkpoint.CheckpointError as error:\n    print(error)")
         said = subprocess.run([sys.executable, "-c", code, tmp_path / "a"], capture_output=True, text=True, check=True).stdout
         assert "numbers that NumPy does not have" in said and "minidl[precision]" in said
 
