@@ -96,6 +96,18 @@ def test_a_captured_step_is_timed_beside_an_ordinary_one(device):
     np.testing.assert_allclose(row["losses"]["captured"], row["losses"]["minidl"], rtol=1e-6)
 
 
+def test_kernels_that_move_numbers_are_held_against_a_copy(device):
+    from gpu import bandwidth, table
+    from gpu.clock import Clock
+
+    rows = bandwidth.measure(device, Clock(device), 1e9, small=True)
+    assert not any("error" in row for row in rows) and len(rows) == 25
+    relu = rows[1]
+    assert (relu["kernel"], relu["bytes"]) == ("relu gradient", 3 * 2 * 4 * 6 * 6 * 4)
+    assert relu["share"] == pytest.approx(relu["bytes"] / relu["seconds"] / 1e9)
+    assert len(list(table.moved({"bandwidth": rows}))) == 26
+
+
 def test_functions_are_compared_with_numpy_in_every_dtype(device):
     from gpu import equal
 

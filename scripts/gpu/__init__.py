@@ -6,6 +6,7 @@
     compiled.py     every kernel once, before anything is timed; together.py, several processes on the device, which compile beside
                     one another
     clock.py        sides that take turns, timed by the device's events
+    bandwidth.py    kernels that only move numbers
     networks.py     training steps; layers.py, single convolutions of large networks; theirs.py, PyTorch's side
     table.py        all of it as one table
 

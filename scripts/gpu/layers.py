@@ -56,11 +56,21 @@ def measure(workload: Layer, precision: str, device: str, clock: Clock, ceilings
     if "minidl" in times:
         products = 2 if workload.first else 3
         rate = 2 * products * workload.multiply_adds / row["seconds"]["minidl"]
-        row |= {"tflops": rate / 1e12, "share": rate / ceilings["products"][precision]}
+        moved = fewest_bytes(workload, dtype_of(precision)) / row["seconds"]["minidl"]
+        row |= {"tflops": rate / 1e12, "share": rate / ceilings["products"][precision], "bytes a second": moved,
+                "share of a copy": moved / ceilings["copy"]}
         if "eager" in times:
             row["ratio"] = ratio(times["eager"], times["minidl"])
     free_memory(device)
     return row
+
+
+def fewest_bytes(workload: Layer, dtype: str) -> int:
+    """What a pass must move: each of its products reads two of image, filters and output (or their gradients), and writes the third."""
+    image = workload.batch * workload.inputs * workload.size**2
+    output = workload.batch * workload.outputs * workload.out**2
+    filters = workload.outputs * workload.inputs * workload.kernel**2
+    return (2 if workload.first else 3) * ((image + output) * backend.dtype_named(dtype).itemsize + filters * 4)
 
 
 def ours(workload: Layer, precision: str, device: str, algorithm: str | None) -> Callable[[], Any]:

@@ -52,6 +52,15 @@ def trained(results: dict[str, Any]) -> Iterator[str]:
         yield f"digits, LeNet, {kind}: {row.get('error', done)}"
 
 
+def moved(results: dict[str, Any]) -> Iterator[str]:
+    rows = results.get("bandwidth", ())
+    if rows:
+        yield row_of("", "", "time", "GB/s", "of a copy", first=24)
+    for row in rows:
+        yield row_of(row["kernel"], row["dtype"], duration(row["seconds"]), number(row["bytes a second"] / 1e9), f"{row['share']:.0%}",
+                     first=24) if "error" not in row else f"{row['kernel']}, {row['dtype']}: {row['error']}"
+
+
 def steps(results: dict[str, Any]) -> Iterator[str]:
     rows = results.get("networks", ())
     if rows:
@@ -67,10 +76,10 @@ def convolutions(results: dict[str, Any]) -> Iterator[str]:
     rows = results.get("layers", ())
     sides = [side for side in ("minidl", "im2col", "implicit", "eager") if any(side in row["seconds"] for row in rows)]
     if rows:
-        yield row_of("", "", *sides, "eager/ours", "TFLOP/s", "ceiling", first=32)
+        yield row_of("", "", *sides, "eager/ours", "TFLOP/s", "ceiling", "GB/s", first=32)
     for row in rows:
         yield row_of(row["layer"], row["precision"], *(duration(row["seconds"].get(side)) for side in sides), number(row.get("ratio")),
-                     number(row.get("tflops")), f"{row.get('share', 0):.0%}", first=32)
+                     number(row.get("tflops")), f"{row.get('share', 0):.0%}", number(row.get("bytes a second", 0) / 1e9), first=32)
         yield from (f"    {side}: {error}" for side, error in row["errors"].items())
 
 
@@ -126,5 +135,6 @@ def number(x: float | None) -> str:
     return "" if x is None else f"{x:.2f}" if x < 100 else f"{x:.0f}"
 
 
-SECTIONS = {"NumPy and the device": equal, "what did not run": failed, "training, against the CPU": trained, "training steps": steps,
-            "convolutions, forward and gradients": convolutions, "tests": tests, "left out": left_out, "must reach": promised}
+SECTIONS = {"NumPy and the device": equal, "what did not run": failed, "training, against the CPU": trained,
+            "kernels that only move numbers": moved, "training steps": steps, "convolutions, forward and gradients": convolutions,
+            "tests": tests, "left out": left_out, "must reach": promised}
