@@ -274,6 +274,12 @@ class TestNames:
         with pytest.raises(ArgumentError, match="CUDA device"):
             F.conv2d(x, w, algorithm="implicit")
 
+    def test_more_groups_than_a_grid_has_blocks(self):
+        x, w = (backend.asarray(np.ones(shape, np.float32), "emulated:0") for shape in ((1, 65536, 1, 1), (65536, 1, 1, 1)))
+        with pytest.raises(ArgumentError, match="at most 65,535 groups"):
+            F.conv2d(x, w, groups=65536, algorithm="implicit")
+        assert float(F.conv2d(x, w, groups=65536).sum()) == 65536
+
     def test_fourier_transforms_are_the_references(self):
         (x, x64), (w, w64), _, _ = arguments("plain", "float64")
         y = F.conv2d(on_device(x), on_device(w), algorithm="fft")

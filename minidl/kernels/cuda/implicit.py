@@ -14,10 +14,11 @@ import numpy as np
 
 from minidl import backend
 from minidl.backend import Array
+from minidl.errors import ArgumentError
 from minidl.kernels.choice import tf32_allowed
 from minidl.kernels.cuda import source
 from minidl.kernels.cuda.elementwise import KINDS
-from minidl.kernels.cuda.im2col import geometry
+from minidl.kernels.cuda.im2col import LIMIT, geometry
 from minidl.kernels.window import Pair, Window
 
 FORWARD, INPUT, WEIGHTS = range(3)
@@ -84,6 +85,9 @@ def plan_of(way: int, image: tuple[int, ...], y: tuple[int, ...], positions: Pai
     tall = height(rows) if dtype.itemsize < 8 else min(height(rows), 64)        # a taller tile of float64 has no room in the registers
     tiles = -(-rows // tall) * -(-columns // COLUMNS)
     splits = parts_of(tiles * classes * groups, -(-depth // (64 // dtype.itemsize)), math.prod(y))
+    if max(classes, groups * splits) > LIMIT:
+        raise ArgumentError(f"convolution: algorithm 'implicit' is for at most {LIMIT:,} groups, and as many places in a stride",
+                            hint='Leave algorithm out, or use "im2col".', groups=groups, stride=window.stride)
     period = [stride // math.gcd(stride, dilation) for stride, dilation in zip(window.stride, window.dilation)]
     bias = b_dtype or (np.dtype("float64") if dtype.itemsize == 8 else np.dtype("float32"))
     types = {"WAY": str(way), "ROWS": str(tall), "TENSOR": str(int(tensor_cores)),
